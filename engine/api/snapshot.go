@@ -164,6 +164,10 @@ type Task struct {
 	Attached  time.Time    `json:"attached"`
 	// Steps is how long each step of the attach took, in microseconds.
 	Steps map[string]int64 `json:"steps,omitempty"`
+
+	Packets Counters          `json:"packets"`
+	Bytes   Counters          `json:"bytes"`
+	Drops   map[string]uint64 `json:"drops,omitempty"` // by reason
 }
 
 // EndpointStatus is an endpoint as the egress that owns it tells it.

@@ -61,6 +61,8 @@ const (
 	TunnelDown   // no session with the peer
 	ShuttingDown // the engine is closing
 
+	BadMTU // ICMP error that asks for an MTU below the floor
+
 	// NumReasons is the number of reasons, for arrays of counters.
 	NumReasons
 )
@@ -79,6 +81,7 @@ var reasonNames = [NumReasons]string{
 	PortsExhausted: "ports-exhausted", TaskPortLimit: "task-port-limit", TupleTaken: "tuple-taken", FlowExists: "flow-exists",
 	TTLExceeded: "ttl-exceeded", TooBig: "too-big", NoRoute: "no-route", NotOwner: "not-owner",
 	QueueFull: "queue-full", DeviceError: "device-error", TunnelDown: "tunnel-down", ShuttingDown: "shutting-down",
+	BadMTU: "bad-mtu",
 }
 
 // String returns the reason's name as logs, metrics and the command line

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/fe919326/spillway/engine/api"
+)
+
+// defaultAPI is where `spillway up` listens unless its configuration says
+// otherwise.
+const defaultAPI = "unix:///run/spillway/api.sock"
+
+func apiFlag() cli.Flag {
+	return &cli.StringFlag{
+		Name: "api", Value: defaultAPI, EnvVars: []string{"SPILLWAY_API"},
+		Usage: "`ADDR` of the spillway to speak to: unix:///path or http://host:port",
+	}
+}
+
+func jsonFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "json", Usage: "print JSON"}
+}
+
+func configFlag() cli.Flag {
+	return &cli.StringFlag{Name: "config", Required: true, Usage: "configuration `FILE` (docs/config.md)"}
+}
+
+func client(c *cli.Context) (*api.Client, error) {
+	cl, err := api.NewClient(c.String("api"))
+	if err != nil {
+		return nil, errUsage{err}
+	}
+	return cl, nil
+}
+
+// noArgs refuses arguments where none are expected.
+func noArgs(c *cli.Context) error {
+	if c.Args().Present() {
+		return usagef("%s takes no arguments, got %q", c.Command.Name, c.Args().First())
+	}
+	return nil
+}
+
+// oneArg returns the only argument, what it is being named for the error.
+func oneArg(c *cli.Context, what string) (string, error) {
+	if c.NArg() != 1 {
+		return "", usagef("%s needs exactly one %s", c.Command.Name, what)
+	}
+	return c.Args().First(), nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// table prints rows in columns.
+func table(w io.Writer, header string, rows [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, header)
+	for _, r := range rows {
+		for i, cell := range r {
+			if i > 0 {
+				fmt.Fprint(t, "\t")
+			}
+			fmt.Fprint(t, cell)
+		}
+		fmt.Fprintln(t)
+	}
+	return t.Flush()
+}
+
+func logFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
+		&cli.BoolFlag{Name: "log-json", Usage: "log JSON lines"},
+	}
+}
+
+// logger logs to standard error: standard output is for answers.
+func logger(c *cli.Context) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
+		return nil, usagef("--log-level %q: want debug, info, warn or error", c.String("log-level"))
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	if c.Bool("log-json") {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts)), nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts)), nil
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}

@@ -1,0 +1,119 @@
+// Command spillway gives tasks a one-way door into a private subnet.
+//
+// Every verb lives in a file of its own: it turns flags into a configuration
+// and calls the library. Only this package reads the environment, handles
+// signals and exits.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Exit codes: the contract with scripts.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// errUsage marks an error in how the command was called.
+type errUsage struct{ error }
+
+func usagef(format string, a ...any) error { return errUsage{fmt.Errorf(format, a...)} }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args))
+}
+
+// run runs the command and returns its exit code.
+func run(ctx context.Context, args []string) int {
+	app := newApp()
+	err := app.RunContext(ctx, args)
+	var usage errUsage
+	var coded cli.ExitCoder
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintf(os.Stderr, "spillway: %v\n", err)
+		return exitUsage
+	case errors.As(err, &coded):
+		if msg := coded.Error(); msg != "" {
+			fmt.Fprintf(os.Stderr, "spillway: %s\n", msg)
+		}
+		return coded.ExitCode()
+	}
+	fmt.Fprintf(os.Stderr, "spillway: %v\n", err)
+	return exitFailed
+}
+
+func newApp() *cli.App {
+	app := &cli.App{
+		Name:  "spillway",
+		Usage: "a one-way door for tasks into a private subnet",
+		Description: "A task gets a secondary network interface. What it starts leaves by that interface,\n" +
+			"through a WireGuard tunnel, to a shared endpoint of a private subnet, which puts it on\n" +
+			"the subnet behind one private address. Nothing can come in that way.\n\n" +
+			"Try it:  spillway demo",
+		Version:                version(),
+		HideHelpCommand:        true,
+		Suggest:                true,
+		EnableBashCompletion:   true,
+		ExitErrHandler:         func(*cli.Context, error) {},
+		UseShortOptionHandling: false,
+		OnUsageError:           func(_ *cli.Context, err error, _ bool) error { return errUsage{err} },
+		CommandNotFound:        nil,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usagef("no verb %q; `spillway --help` lists them", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+		Commands: []*cli.Command{
+			demoCommand(),
+			upCommand(),
+			roleCommand("egress"),
+			roleCommand("host"),
+			attachCommand(),
+			detachCommand(),
+			taskCommand(),
+			endpointCommand(),
+			flowsCommand(),
+			wgConfigCommand(),
+			statusCommand(),
+			reloadCommand(),
+			doctorCommand(),
+			cleanupCommand(),
+		},
+	}
+	for _, c := range app.Commands {
+		strict(c)
+	}
+	return app
+}
+
+// strict makes a command refuse flags and arguments it does not know.
+func strict(c *cli.Command) {
+	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return errUsage{err} }
+	c.HideHelpCommand = true
+	for _, sub := range c.Subcommands {
+		strict(sub)
+	}
+	if len(c.Subcommands) > 0 && c.Action == nil {
+		name := c.Name
+		c.Action = func(ctx *cli.Context) error {
+			if ctx.Args().Present() {
+				return usagef("no verb %q under %q; `spillway %s --help` lists them", ctx.Args().First(), name, name)
+			}
+			return cli.ShowSubcommandHelp(ctx)
+		}
+	}
+}

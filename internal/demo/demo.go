@@ -1,0 +1,231 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/fe919326/spillway/internal/lab/netlab"
+	"github.com/fe919326/spillway/internal/lab/servers"
+)
+
+// Config is what Run needs.
+type Config struct {
+	Exe string    // the spillway binary
+	Out io.Writer // takes the narration; nil means none
+	// Keep leaves the machines' logs in Dir when a check failed.
+	Dir string // default: a directory in /dev/shm, else in TMPDIR
+}
+
+// tasks is how many tasks the demo attaches.
+const tasks = 3
+
+// deniedPort is a port that no rule of the demo's security group allows.
+const deniedPort = 9999
+
+// stage is the demo's world.
+type stage struct {
+	*narrator
+	lab     *netlab.Lab
+	servers *servers.Set
+	egress  *Node
+	host    *Node
+	ids     []string
+	outside netip.Addr // the endpoint's IPv4 address
+	ctx     context.Context
+}
+
+// Run shows the main job and returns what held. The error is for what kept it
+// from being shown at all.
+func Run(ctx context.Context, cfg Config) (Report, error) {
+	n := &narrator{out: cfg.Out, begun: time.Now()}
+	dir := cfg.Dir
+	if dir == "" {
+		parent := "/dev/shm"
+		if st, err := os.Stat(parent); err != nil || !st.IsDir() {
+			parent = os.TempDir()
+		}
+		var err error
+		if dir, err = os.MkdirTemp(parent, "spillway-demo-"); err != nil {
+			return Report{}, err
+		}
+		defer os.RemoveAll(dir)
+	}
+	s := &stage{narrator: n, ctx: ctx}
+	err := s.build(cfg.Exe, dir)
+	if err == nil {
+		err = s.play()
+	}
+	s.tearDown()
+	r := n.report()
+	if err != nil {
+		r.OK = false
+	}
+	return r, err
+}
+
+// build makes the networks, the servers, and both machines' configurations.
+func (s *stage) build(exe, dir string) error {
+	s.say("A provider's network with a host and %d tasks, and a private subnet with real servers, out of network namespaces:", tasks)
+	var err error
+	if s.lab, err = netlab.New(netlab.Config{Tasks: tasks, Servers: 1, V6: true, RunDir: dir}); err != nil {
+		return fmt.Errorf("build the networks: %w", err)
+	}
+	srv := s.lab.Servers[0]
+	names := map[string][]netip.Addr{"db.internal.": {srv.Addr4, srv.Addr6}}
+	if s.servers, err = servers.Start(srv.Do, names); err != nil {
+		return fmt.Errorf("start the servers: %w", err)
+	}
+	if s.egress, err = NewNode(exe, dir, "egress-1", s.lab.Egress[0]); err != nil {
+		return err
+	}
+	if s.host, err = NewNode(exe, dir, "host-1", s.lab.Host); err != nil {
+		return err
+	}
+	if err := Pair(s.egress, s.host, s.lab, ""); err != nil {
+		return err
+	}
+	s.check("networks", nil, "subnet %v and %v with HTTP, TCP, UDP and DNS servers at %v", netlab.SubnetCIDR4, netlab.SubnetCIDR6, srv.Addr4)
+	return nil
+}
+
+// Pair writes the configurations of an egress and a host that know each
+// other. extra is YAML that both get as well.
+func Pair(egress, host *Node, lab *netlab.Lab, extra string) error {
+	ek, err := egress.Key("egress")
+	if err != nil {
+		return err
+	}
+	hk, err := host.Key("host")
+	if err != nil {
+		return err
+	}
+	common := fmt.Sprintf(`
+machines:
+  - { name: %s, role: egress, public_key: %q, address: "%v:51820" }
+  - { name: %s, role: host, public_key: %q }
+subnets:
+  - { name: subnet-a, zone: a, cidrs: [%q, %q], interface: %s, isolate: none, driver: tun, claim: arp, egress: %s,
+      addresses: [10.0.1.50-10.0.1.59, "fd00:1::50-fd00:1::59"], resolvers: [%v] }
+security_groups:
+  - name: sg-demo
+    egress:
+      - { protocol: tcp, ports: [7, 53, 80, 5001], cidrs: [10.0.0.0/8, "fd00::/8"] }
+      - { protocol: udp, ports: [7, 53], cidrs: [10.0.0.0/8, "fd00::/8"] }
+      - { protocol: icmp, cidrs: [10.0.0.0/8] }
+      - { protocol: icmpv6, cidrs: ["fd00::/8"] }
+connectors:
+  - { name: my-vpc-connector, subnets: [subnet-a], security_groups: [sg-demo] }
+services:
+  - { name: web, egress: VPC, connector: my-vpc-connector }
+%s`, egress.Name, ek, lab.Egress[0].Addr4, host.Name, hk, netlab.SubnetCIDR4.String(), netlab.SubnetCIDR6.String(),
+		netlab.EgressLink, egress.Name, netlab.Resolver4, extra)
+	log := fmt.Sprintf("log: { flow_log: %s, format: json, interval: 1s }\n", egress.FlowLog())
+	return errors.Join(egress.Configure(log+common), host.Configure(common))
+}
+
+// play shows one thing after the other.
+func (s *stage) play() error {
+	ctx := s.ctx
+	s.say("The egress machine starts. The endpoint gets its address now, before there is any task:")
+	if err := s.egress.Start(ctx); err != nil {
+		return err
+	}
+	if err := s.endpoint(); err != nil {
+		return err
+	}
+	s.say("The host starts and the tasks are attached. Each gets an interface spill0 beside its eth0:")
+	if err := s.host.Start(ctx); err != nil {
+		return err
+	}
+	if err := s.attach(); err != nil {
+		return err
+	}
+	s.say("Every task talks to the private servers. They see one address:")
+	s.reach()
+	s.say("A request comes in by a task's primary interface, while the task downloads by the other:")
+	s.inboundMeanwhile()
+	s.say("The way is one-way. Somebody on the subnet knocks at the endpoint's address:")
+	s.unsolicited()
+	s.say("Security groups decide, and say so at once:")
+	s.denied()
+	s.taskToTask()
+	s.say("The way is wide:")
+	s.throughput()
+	s.say("The host's engine is killed. Its tasks fail closed:")
+	s.killed()
+	return nil
+}
+
+// tearDown removes everything and checks that nothing is left.
+func (s *stage) tearDown() {
+	if s.lab == nil {
+		return
+	}
+	s.say("Everything is taken down again:")
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 20*time.Second)
+	defer cancel()
+	var errs []error
+	if s.host != nil && s.host.done != nil {
+		for _, id := range s.ids {
+			if _, err := s.host.Run(ctx, "detach", id); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		errs = append(errs, s.leftInTasks())
+		errs = append(errs, s.host.Stop())
+	}
+	if s.egress != nil && s.egress.done != nil {
+		errs = append(errs, s.egress.Stop(), s.leftOnEgress())
+	}
+	if s.servers != nil {
+		s.servers.Close()
+	}
+	errs = append(errs, s.lab.Close())
+	s.check("clean tear-down", errors.Join(errs...), "no interface, rule, route, guard or process is left")
+}
+
+// leftInTasks looks for what detach should have removed.
+func (s *stage) leftInTasks() error {
+	var left []string
+	for _, t := range s.lab.Tasks {
+		links, err := t.Conn.Links()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			if l.Name == "spill0" {
+				left = append(left, t.Name+": interface "+l.Name)
+			}
+		}
+		routes, err := t.Conn.Routes(5350)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			left = append(left, fmt.Sprintf("%s: route to %v", t.Name, r.Dst))
+		}
+	}
+	if left != nil {
+		return errors.New("left behind: " + strings.Join(left, ", "))
+	}
+	return nil
+}
+
+func (s *stage) leftOnEgress() error {
+	links, err := s.lab.Egress[0].Conn.Links()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if strings.HasPrefix(l.Name, "sw-") {
+			return fmt.Errorf("left behind on the egress: interface %s", l.Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,537 @@
+package machine
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fe919326/spillway/engine"
+	"github.com/fe919326/spillway/engine/api"
+	"github.com/fe919326/spillway/engine/device"
+	"github.com/fe919326/spillway/internal/config"
+	"github.com/fe919326/spillway/internal/hostnet"
+	"github.com/fe919326/spillway/internal/ipam"
+)
+
+// taskInterface is the name of the secondary interface in a task.
+const taskInterface = "spill0"
+
+// hostRole runs tasks' interfaces.
+type hostRole struct {
+	*role
+	tasksPath string
+	reap      chan *attached // tasks whose interface has gone
+
+	mu    sync.Mutex
+	tasks map[string]*attached   // guarded by mu; by id
+	inner map[string]*ipam.Inner // guarded by mu; by endpoint and index
+	busy  map[string]bool        // guarded by mu; ids being attached or detached
+	taken []bool                 // guarded by mu; ports in use
+}
+
+// attached is a task as the host keeps it, also on disk.
+type attached struct {
+	Task  api.Task `json:"task"`
+	Port  uint32   `json:"port"`
+	Index int      `json:"index"` // of the endpoint's address
+	Pool  string   `json:"pool"`  // key of hostRole.inner
+	// Request is what made it: it is done again after a restart.
+	Request api.AttachRequest `json:"request"`
+
+	net *hostnet.Attachment
+	ns  *hostnet.NS
+}
+
+// RunHost runs the host role until ctx ends.
+func RunHost(ctx context.Context, cfg RoleConfig) error {
+	h := &hostRole{
+		reap:  make(chan *attached, 1<<16), // at most one per port
+		tasks: make(map[string]*attached), inner: make(map[string]*ipam.Inner), busy: make(map[string]bool),
+	}
+	r, err := newRole(engine.RoleHost, cfg, 0, nil, h.portDown)
+	if err != nil {
+		return err
+	}
+	h.role = r
+	h.tasksPath = filepath.Join(r.file.RunDir, "tasks.json")
+	if err := h.load(); err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/tasks", handler(h.attach))
+	mux.Handle("DELETE /v1/tasks/{id}", handler(h.detach))
+	mux.Handle("GET /v1/tasks", handler(func(*http.Request) ([]api.Task, error) { return h.list(), nil }))
+	mux.Handle("PUT /v1/snapshot", handler(h.apply))
+	mux.Handle("GET /v1/status", handler(func(*http.Request) ([]api.Status, error) { return h.status(true), nil }))
+	return h.run(ctx, mux, h.reaper)
+}
+
+// load reads the tasks of an earlier run: they are taken up again when the
+// first snapshot is there.
+func (h *hostRole) load() error {
+	var list []*attached
+	if err := readJSON(h.tasksPath, &list); err != nil {
+		return fmt.Errorf("tasks of the last run: %w: remove the file, then attach the tasks again", err)
+	}
+	for _, a := range list {
+		h.tasks[a.Task.ID] = a
+		h.takePortLocked(int(a.Port))
+	}
+	return nil
+}
+
+// saveLocked writes the tasks down.
+func (h *hostRole) saveLocked() error {
+	list := make([]*attached, 0, len(h.tasks))
+	for _, a := range h.tasks {
+		list = append(list, a)
+	}
+	slices.SortFunc(list, func(a, b *attached) int { return cmp.Compare(a.Task.ID, b.Task.ID) })
+	b, err := json.MarshalIndent(list, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(h.tasksPath, b)
+}
+
+// apply takes a snapshot: tunnels first, then tasks that wait for it.
+func (h *hostRole) apply(r *http.Request) (struct{}, error) {
+	s, err := decode[*api.Snapshot](r)
+	if err != nil {
+		return struct{}{}, err
+	}
+	h.role.mu.Lock()
+	err = h.takeLocked(s)
+	first := h.snapshot == nil
+	h.role.mu.Unlock()
+	if err != nil {
+		return struct{}{}, err
+	}
+	if err := h.engine.Apply(s); err != nil {
+		return struct{}{}, badRequest{err}
+	}
+	if err := h.updatePools(s); err != nil {
+		return struct{}{}, err
+	}
+	h.role.mu.Lock()
+	h.snapshot = s
+	h.role.mu.Unlock()
+	if first {
+		h.adopt()
+	}
+	return struct{}{}, nil
+}
+
+// poolKey names the inner addresses of one endpoint address.
+func poolKey(endpoint string, index int) string { return endpoint + "-" + strconv.Itoa(index) }
+
+// updatePools gives the allocators of inner addresses the prefixes of s.
+func (h *hostRole) updatePools(s *api.Snapshot) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range s.Endpoints {
+		ep := &s.Endpoints[i]
+		for n := range ep.Addresses {
+			c := choice{ep, n, &ep.Addresses[n]}
+			blocks := ipam.PairBlocks(c.prefixes(h.file.Machine))
+			key := poolKey(ep.ID, n)
+			if p := h.inner[key]; p != nil {
+				if err := p.SetBlocks(blocks); err != nil {
+					return err
+				}
+				continue
+			}
+			if len(blocks) == 0 {
+				continue
+			}
+			p, err := ipam.NewInner(ipam.InnerConfig{Blocks: blocks, Path: filepath.Join(h.file.RunDir, "inner-"+key)})
+			if err != nil {
+				return err
+			}
+			var owners []string
+			for _, a := range h.tasks {
+				if a.Pool == key {
+					owners = append(owners, a.Task.ID)
+				}
+			}
+			if err := p.Keep(owners); err != nil {
+				return err
+			}
+			h.inner[key] = p
+		}
+	}
+	return nil
+}
+
+// adopt takes up the tasks of an earlier run of this role. A task whose
+// namespace has gone is forgotten.
+func (h *hostRole) adopt() {
+	h.mu.Lock()
+	list := make([]*attached, 0, len(h.tasks))
+	for _, a := range h.tasks {
+		if a.net == nil {
+			list = append(list, a)
+		}
+	}
+	h.mu.Unlock()
+	for _, a := range list {
+		if err := h.connect(a, time.Time{}); err != nil {
+			h.log.Warn("a task of the last run is gone", "task", a.Task.ID, "err", err)
+			h.forget(a)
+		}
+	}
+}
+
+// attach gives a namespace its secondary interface.
+func (h *hostRole) attach(r *http.Request) (api.Task, error) {
+	begun := time.Now()
+	req, err := decode[api.AttachRequest](r)
+	if err != nil {
+		return api.Task{}, err
+	}
+	req.Account = cmp.Or(req.Account, "default")
+	req.ID = cmp.Or(req.ID, randomName("task-"))
+	if err := checkName("task name", req.ID); err != nil {
+		return api.Task{}, err
+	}
+	if (req.Netns == "") == (req.PID == 0) {
+		return api.Task{}, badRequest{errors.New("exactly one of netns and pid is needed")}
+	}
+	if _, err := destinations(req.PrimaryAllow); err != nil {
+		return api.Task{}, badRequest{err}
+	}
+	h.role.mu.Lock()
+	snap := h.snapshot
+	h.role.mu.Unlock()
+	if snap == nil {
+		return api.Task{}, errors.New("this host has no snapshot yet: try again in a moment")
+	}
+	ep, err := endpointOf(snap, req.Account, req.Service, h.file.Zone)
+	if err != nil {
+		return api.Task{}, badRequest{err}
+	}
+	a, err := h.reserve(req, ep)
+	if err != nil {
+		return api.Task{}, err
+	}
+	defer h.release(req.ID)
+	if err := h.connect(a, begun); err != nil {
+		h.forget(a)
+		return api.Task{}, err
+	}
+	return a.Task, nil
+}
+
+// reserve takes an id, an inner address and a port for a new task.
+func (h *hostRole) reserve(req api.AttachRequest, ep *api.Endpoint) (*attached, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.tasks[req.ID] != nil || h.busy[req.ID] {
+		return nil, fmt.Errorf("%q: %w", req.ID, engine.ErrTaskExists)
+	}
+	c, err := choose(ep, h.file.Machine, func(index int) int { return h.inner[poolKey(ep.ID, index)].Len() })
+	if err != nil {
+		return nil, err
+	}
+	key := poolKey(ep.ID, c.index)
+	pair, err := h.inner[key].Take(req.ID)
+	if err != nil {
+		return nil, err
+	}
+	a := &attached{Pool: key, Index: c.index, Port: h.newPortLocked(), Request: req}
+	a.Task = api.Task{
+		ID: req.ID, Account: req.Account, Service: req.Service, Endpoint: ep.ID, Interface: taskInterface,
+		Netns: req.Netns, MTU: tunnelMTU(h.file), Attached: time.Now(),
+	}
+	for _, ip := range []netip.Addr{pair.V4, pair.V6} {
+		if ip.IsValid() {
+			a.Task.Inner = append(a.Task.Inner, ip)
+		}
+	}
+	for _, ip := range []netip.Addr{c.address.V4, c.address.V6} {
+		if ip.IsValid() {
+			a.Task.Outside = append(a.Task.Outside, ip)
+		}
+	}
+	h.tasks[req.ID] = a
+	h.busy[req.ID] = true
+	return a, h.saveLocked()
+}
+
+func (h *hostRole) release(id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.busy, id)
+}
+
+// newPortLocked takes the lowest free port. Port 0 is never used.
+func (h *hostRole) newPortLocked() uint32 {
+	for p := 1; p < len(h.taken); p++ {
+		if !h.taken[p] {
+			h.taken[p] = true
+			return uint32(p)
+		}
+	}
+	h.takePortLocked(max(len(h.taken), 1))
+	return uint32(len(h.taken) - 1)
+}
+
+func (h *hostRole) takePortLocked(p int) {
+	for len(h.taken) <= p {
+		h.taken = append(h.taken, false)
+	}
+	h.taken[p] = true
+}
+
+// connect prepares the namespace, opens its TUN and tells the engine. Rules
+// come first, so that nothing leaks before the interface is there. begun is
+// when somebody began to wait; the zero time means that nobody does.
+func (h *hostRole) connect(a *attached, begun time.Time) (err error) {
+	ns, err := openNamespace(a.Request)
+	if err != nil {
+		return badRequest{err}
+	}
+	cfg, err := h.attachConfig(a, ns)
+	if err != nil {
+		return errors.Join(err, ns.Close())
+	}
+	att, err := hostnet.Prepare(cfg)
+	if err != nil {
+		return errors.Join(err, ns.Close())
+	}
+	var tun *device.TUN
+	defer func() {
+		if err == nil {
+			return
+		}
+		if tun != nil {
+			err = errors.Join(err, tun.Close())
+		}
+		err = errors.Join(err, att.Detach(hostnet.DetachOptions{}), ns.Close())
+	}()
+	opened := time.Now()
+	err = ns.Do(func() (err error) {
+		tun, err = device.OpenTUN(device.TUNConfig{Name: taskInterface, Persistence: device.Persistent})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	took := time.Since(opened)
+	if err := att.Configure(); err != nil {
+		return err
+	}
+	engaged := time.Now()
+	if err := h.engage(a, tun); err != nil {
+		return err
+	}
+	steps := map[string]int64{"tun": took.Microseconds(), "engine": time.Since(engaged).Microseconds()}
+	for _, s := range att.Steps() {
+		steps[s.Name] += s.Took.Microseconds()
+	}
+	if !begun.IsZero() {
+		steps["total"] = time.Since(begun).Microseconds()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a.net, a.ns, a.Task.Steps = att, ns, steps
+	return nil
+}
+
+// attachConfig is what the kernel must be told about a task.
+func (h *hostRole) attachConfig(a *attached, ns *hostnet.NS) (hostnet.AttachConfig, error) {
+	cfg := hostnet.AttachConfig{
+		NS: ns, Interface: taskInterface, MTU: a.Task.MTU, UDPServers: a.Request.PrimaryUDPPorts,
+	}
+	var err error
+	if cfg.Exclude, err = excluded(h.file.Exclude); err != nil {
+		return cfg, err
+	}
+	if cfg.PrimaryAllow, err = destinations(a.Request.PrimaryAllow); err != nil {
+		return cfg, badRequest{err}
+	}
+	for _, ip := range a.Task.Inner {
+		if ip.Is4() {
+			cfg.Addr4 = ip
+		} else {
+			cfg.Addr6 = ip
+		}
+	}
+	return cfg, nil
+}
+
+// engage puts the task's TUN under the engine.
+func (h *hostRole) engage(a *attached, tun *device.TUN) error {
+	h.role.mu.Lock()
+	snap := h.snapshot
+	h.role.mu.Unlock()
+	at := engine.Attachment{Task: a.Task, Port: a.Port}
+	found := false
+	for i := range snap.Endpoints {
+		ep := &snap.Endpoints[i]
+		if ep.ID != a.Task.Endpoint || a.Index >= len(ep.Addresses) {
+			continue
+		}
+		c := choice{ep, a.Index, &ep.Addresses[a.Index]}
+		at.Egress, found = c.address.Owner, true
+		for _, b := range ipam.PairBlocks(c.prefixes(h.file.Machine)) {
+			if slices.ContainsFunc(b.Prefixes(), func(p netip.Prefix) bool { return p.Contains(a.Task.Inner[0]) }) {
+				at.Gateways = b.Endpoint()
+			}
+		}
+	}
+	if !found {
+		return fmt.Errorf("endpoint %s is gone", a.Task.Endpoint)
+	}
+	if err := h.engine.Attach(at); err != nil {
+		return err
+	}
+	if err := h.role.ports.Add(a.Port, tun); err != nil {
+		return errors.Join(err, h.engine.Detach(a.Task.ID))
+	}
+	return nil
+}
+
+// forget gives back what reserve took.
+func (h *hostRole) forget(a *attached) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.tasks, a.Task.ID)
+	h.taken[a.Port] = false
+	err := h.saveLocked()
+	if p := h.inner[a.Pool]; p != nil {
+		err = errors.Join(err, p.Release(a.Task.ID))
+	}
+	if err != nil {
+		h.log.Error("a task that has gone is still written down", "task", a.Task.ID, "err", err)
+	}
+}
+
+// detach takes a task's interface away.
+func (h *hostRole) detach(r *http.Request) (struct{}, error) {
+	id := r.PathValue("id")
+	h.mu.Lock()
+	a := h.tasks[id]
+	if a == nil || h.busy[id] {
+		h.mu.Unlock()
+		return struct{}{}, fmt.Errorf("%q: %w", id, engine.ErrUnknownTask)
+	}
+	h.busy[id] = true
+	h.mu.Unlock()
+	defer h.release(id)
+	return struct{}{}, h.disconnect(a)
+}
+
+// disconnect undoes connect and forgets the task.
+func (h *hostRole) disconnect(a *attached) error {
+	errs := []error{h.engine.Detach(a.Task.ID)}
+	if err := h.role.ports.Remove(a.Port); err != nil && !errors.Is(err, device.ErrNoPort) {
+		errs = append(errs, err)
+	}
+	if a.net != nil {
+		errs = append(errs, a.net.Detach(hostnet.DetachOptions{}), a.ns.Close())
+	}
+	h.forget(a)
+	return errors.Join(errs...)
+}
+
+// portDown hears of a TUN that has gone, as when its namespace was deleted.
+func (h *hostRole) portDown(port uint32, err error) {
+	h.mu.Lock()
+	var gone *attached
+	for _, a := range h.tasks {
+		if a.Port == port && !h.busy[a.Task.ID] {
+			gone = a
+			h.busy[a.Task.ID] = true
+		}
+	}
+	h.mu.Unlock()
+	if gone == nil {
+		return
+	}
+	h.log.Warn("a task's interface has gone", "task", gone.Task.ID, "err", err)
+	h.reap <- gone
+}
+
+// reaper ends tasks whose interface has gone, so that their addresses and
+// ports are given back without anybody asking.
+func (h *hostRole) reaper(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case a := <-h.reap:
+			if err := h.disconnect(a); err != nil {
+				h.log.Debug("a task that has gone", "task", a.Task.ID, "err", err)
+			}
+			h.release(a.Task.ID)
+		}
+	}
+}
+
+// list returns the tasks with their counters.
+func (h *hostRole) list() []api.Task {
+	out := h.engine.Tasks()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range out {
+		if a := h.tasks[out[i].ID]; a != nil {
+			out[i].Steps = a.Task.Steps
+		}
+	}
+	return out
+}
+
+// openNamespace opens the namespace that a request names.
+func openNamespace(r api.AttachRequest) (*hostnet.NS, error) {
+	if r.PID != 0 {
+		return hostnet.OpenPID(r.PID)
+	}
+	if !strings.HasPrefix(r.Netns, "/") {
+		return nil, fmt.Errorf("netns %q: want an absolute path", r.Netns)
+	}
+	return hostnet.OpenNS(r.Netns)
+}
+
+// destinations parses what --primary-allow names.
+func destinations(list []string) ([]hostnet.Destination, error) {
+	var out []hostnet.Destination
+	for _, s := range list {
+		d, err := hostnet.ParseDestination(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, d)
+	}
+	return out, nil
+}
+
+// presets are well-known destinations that a platform's tasks reach by their
+// primary: metadata services and what stands beside them.
+var presets = map[string][]string{
+	"ec2":        {"169.254.169.254", "169.254.170.2", "169.254.169.253", "169.254.169.123", "fd00:ec2::254", "fd00:ec2::253"},
+	"gce":        {"169.254.169.254"},
+	"kubernetes": {"169.254.25.10", "169.254.20.10"},
+}
+
+// excluded is what the configuration keeps on the primary.
+func excluded(x config.Exclude) ([]hostnet.Destination, error) {
+	var list []string
+	for _, p := range x.Presets {
+		list = append(list, presets[p]...)
+	}
+	for _, p := range x.CIDRs {
+		list = append(list, p.String())
+	}
+	return destinations(list)
+}
