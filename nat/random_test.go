@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"github.com/fe919326/spillway/flowtable"
-	"github.com/fe919326/spillway/internal/packet"
 	"github.com/fe919326/spillway/internal/testutil/pkt"
 )
 
@@ -61,43 +60,5 @@ func TestL5_PortsAreSpreadEvenly(t *testing.T) {
 		if math.Abs(float64(low)-n/2) > 5*math.Sqrt(n)/2 {
 			t.Errorf("%s: %d of %d ports are odd", f.name, low, n)
 		}
-	}
-}
-
-// TestL5_SecondChoicesAreSpreadToo: with the range half full, what a socket gets
-// in place of its own port is spread as well, and not near it.
-func TestL5_SecondChoicesAreSpreadToo(t *testing.T) {
-	w := newWorld(t, bulk, Config{})
-	p := parse(t, pkt.UDP(at(task4, 0), at(server4, 1), nil))
-	var s flowtable.Segment
-	flowtable.SegmentOf(p, &s)
-	const buckets = 63
-	counts := make([]int, buckets)
-	second, near := 0, 0
-	for i := range 58_000 {
-		p.SrcPort = uint16(i)
-		ref, r := w.m.Admit(p, &s, Meta{}, start)
-		if r != packet.OK {
-			t.Fatal(r)
-		}
-		k := flowtable.TupleOf(p)
-		own := int(newWalk(w.m.socketKey(&k), 0).at)
-		_, port := w.ft.Entry(ref).Outside()
-		if d := (int(port) - FirstPort - own + portCount) % portCount; d != 0 {
-			second++
-			counts[d*buckets/portCount]++
-			if d < 16 || d > portCount-16 {
-				near++
-			}
-		}
-	}
-	if second < 15_000 {
-		t.Fatalf("only %d sockets did not get their own port", second)
-	}
-	if d := chiSquare(counts); math.Abs(d) > 6 {
-		t.Errorf("distances from the own port are %.1f deviations from even", d)
-	}
-	if near > second/500 {
-		t.Errorf("%d of %d second choices are next to the first", near, second)
 	}
 }

@@ -192,6 +192,7 @@ func bulk(b *testing.B, send func(), got func() int64) {
 	b.SetBytes(benchMSS)
 	start := got()
 	var sent int64
+	cpu := cpuTime()
 	b.ResetTimer()
 	last, lastAt := int64(-1), time.Now()
 	for n := int64(0); n < int64(b.N); n = got() - start {
@@ -209,6 +210,7 @@ func bulk(b *testing.B, send func(), got func() int64) {
 		time.Sleep(20 * time.Microsecond)
 	}
 	b.StopTimer()
+	b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/op")
 	b.ReportMetric(float64(rssPeak())/(1<<20), "MB-peak-RSS")
 }
 
@@ -239,11 +241,13 @@ func BenchmarkRoundTrip(b *testing.B) {
 		a.onPacket = func() { back <- struct{}{} }
 		a.send <- 1
 		<-back
+		cpu := cpuTime()
 		b.ResetTimer()
 		for range b.N {
 			a.send <- 1
 			<-back
 		}
+		b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/op")
 	})
 	b.Run("stock", func(b *testing.B) {
 		host, egress := twoEnds(b, Config{}, Config{})
@@ -260,6 +264,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 		}()
 		bt := packet.NewBatch()
 		b.ReportAllocs()
+		cpu := cpuTime()
 		b.ResetTimer()
 		for range b.N {
 			bt.Reset()
@@ -270,6 +275,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 			}
 		}
 		b.StopTimer()
+		b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/op")
 		egress.stop()
 		<-done
 	})

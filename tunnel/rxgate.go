@@ -41,9 +41,10 @@ type lane struct {
 	in, out uint64 // number of the last packet received, delivered
 	base    uint64 // packets up to it no longer count
 	seen    uint64 // out at the last look of writeOff
-	silent  bool   // nothing came out since the last write-off
-	suspect bool
-	paid    clock.Mono // the suspect's packets are paid for until then
+	// What came out lately and what did not; see judge.
+	good, lost uint64
+	suspect    bool
+	paid       clock.Mono // the suspect's packets are paid for until then
 }
 
 // rxGate bounds the packets between the UDP socket and Write. It counts only
@@ -147,9 +148,20 @@ func (g *rxGate) writeOffLocked() {
 		}
 		l.base = l.in
 		g.onWay -= n
-		l.suspect = l.suspect || l.silent
-		l.silent = true
+		l.judge(0, uint64(n))
 	}
+}
+
+// judge counts packets that came out and that did not, forgetting old ones, and
+// decides whom to suspect. A session with a good past survives one mistake: a
+// machine out of CPU may hold packets up for longer than rxStallCheck.
+func (l *lane) judge(good, lost uint64) {
+	l.good += good
+	l.lost += lost
+	for l.good+l.lost > 4*deviceBatch {
+		l.good, l.lost = l.good/2, l.lost/2
+	}
+	l.suspect = l.lost > l.good
 }
 
 // received counts and tags a batch of datagrams. It sets the size of those
@@ -177,10 +189,12 @@ func (g *rxGate) received(t tagger, bufs [][]byte, sizes []int) (refused int) {
 			refused++
 			continue
 		}
-		l.in++
 		if l.suspect {
+			g.onWay -= l.counted()
+			l.in++
 			l.base = l.in
 		} else {
+			l.in++
 			g.onWay++
 		}
 		putTag(t.at(b, n), tagRx, last, l.in)
@@ -222,10 +236,12 @@ func (g *rxGate) delivered(index uint32, seq uint64, n int) {
 		return
 	}
 	before := l.counted()
-	if seq-l.out <= 2*uint64(n) { // most of what came in came out
-		l.silent, l.suspect = false, false
+	good, lost := uint64(n), uint64(0)
+	if from := max(l.out, l.base); seq > from+good {
+		lost = seq - from - good
 	}
 	l.out = seq
+	l.judge(good, lost)
 	g.onWay -= before - l.counted()
 	if g.onWay >= g.limit {
 		return

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/fe919326/spillway/internal/lab/netlab"
 )
 
 // Exit codes: the contract with scripts.
@@ -25,9 +27,15 @@ const (
 // errUsage marks an error in how the command was called.
 type errUsage struct{ error }
 
+// errTold is a failure that the user has been told of already.
+type errTold struct{ code int }
+
+func (e errTold) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
 func usagef(format string, a ...any) error { return errUsage{fmt.Errorf(format, a...)} }
 
 func main() {
+	netlab.Reexec() // in a process that the demo started in a user namespace
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	os.Exit(run(ctx, os.Args))
@@ -38,18 +46,15 @@ func run(ctx context.Context, args []string) int {
 	app := newApp()
 	err := app.RunContext(ctx, args)
 	var usage errUsage
-	var coded cli.ExitCoder
+	var told errTold
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
 		fmt.Fprintf(os.Stderr, "spillway: %v\n", err)
 		return exitUsage
-	case errors.As(err, &coded):
-		if msg := coded.Error(); msg != "" {
-			fmt.Fprintf(os.Stderr, "spillway: %s\n", msg)
-		}
-		return coded.ExitCode()
+	case errors.As(err, &told):
+		return told.code
 	}
 	fmt.Fprintf(os.Stderr, "spillway: %v\n", err)
 	return exitFailed
@@ -90,6 +95,7 @@ func newApp() *cli.App {
 			wgConfigCommand(),
 			statusCommand(),
 			reloadCommand(),
+			keyCommand(),
 			doctorCommand(),
 			cleanupCommand(),
 		},

@@ -34,7 +34,8 @@ func upCommand() *cli.Command {
 			if c.Bool("log-json") {
 				args = append(args, "--log-json")
 			}
-			return machine.Up(c.Context, machine.UpConfig{Path: c.String("config"), Exe: exe, Logger: log, ChildArgs: args})
+			return machine.Up(c.Context, machine.UpConfig{Path: c.String("config"), Exe: exe, Logger: log, ChildArgs: args,
+				Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=/"}})
 		},
 	}
 }

@@ -105,4 +105,11 @@ func (s *space) address(name string, host int) {
 	s.ip(fmt.Sprintf("addr add 10.9.0.%d/24 dev %s", host, name))
 	s.ip(fmt.Sprintf("addr add fd09::%d/64 dev %s nodad", host, name))
 	s.ip("link set " + name + " up mtu 1500")
+	// The kernel takes packets to an IPv6 address only once a worker of its own
+	// has made the local route, nodad or not.
+	eventually(s.t, "the local IPv6 route", func() bool {
+		var out []byte
+		s.do(func() { out, _ = exec.Command("ip", "-6", "route", "show", "table", "local").Output() })
+		return strings.Contains(string(out), fmt.Sprintf("local fd09::%d ", host))
+	})
 }

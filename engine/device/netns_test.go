@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,16 +33,7 @@ func TestPersistentTUNComesBack(t *testing.T) {
 	// as super-packets.
 	g := newGroup(t, Config{})
 	add(t, g, 1, again)
-	s.do(func() {
-		conn, err := net.ListenPacket("udp4", "10.9.0.1:0")
-		if err != nil {
-			t.Errorf("the address did not survive: %v", err)
-			return
-		}
-		defer conn.Close()
-		sendSuper(t, conn.(*net.UDPConn), "10.9.0.2:9", 5, 1000)
-	})
-	if p := readUDP(t, g); p.GSO.Type != packet.GSOUDP || p.GSO.Size != 1000 || len(p.Data) != 28+5000 {
+	if p := ask(t, s, g); p.GSO.Type != packet.GSOUDP || p.GSO.Size != 1000 || len(p.Data) != 28+5000 {
 		t.Errorf("after attaching again: %+v, %d bytes: want a super-packet of 5 datagrams", p.GSO, len(p.Data))
 	}
 	if err := again.SetPersist(Ephemeral); err != nil {
@@ -78,14 +70,37 @@ func sendSuper(t *testing.T, conn *net.UDPConn, to string, n, size int) {
 	}
 }
 
-// readUDP returns the next UDP packet: the kernel also sends what it likes.
-func readUDP(t *testing.T, g *Group) packet.Packet {
+// ask makes the namespace send a train of 5 datagrams and returns the first
+// that arrives. It sends until one does: the kernel gives an interface that was
+// detached its queue back in its own time.
+func ask(t *testing.T, s *space, g *Group) packet.Packet {
 	t.Helper()
+	var conn net.PacketConn
+	var err error
+	s.do(func() { conn, err = net.ListenPacket("udp4", "10.9.0.1:0") })
+	if err != nil {
+		t.Fatalf("the address is gone: %v", err)
+	}
+	defer conn.Close()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	defer func() { close(stop); <-stopped }()
+	go func() {
+		defer close(stopped)
+		for {
+			sendSuper(t, conn.(*net.UDPConn), "10.9.0.2:9", 5, 1000)
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
 	for b := NewBatch(); ; {
 		if err := g.Read(b); err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range b.Packets {
+			// The kernel also sends what it likes.
 			if p.Data[0]>>4 == 4 && p.Data[9] == packet.ProtoUDP {
 				p.Data = append([]byte(nil), p.Data...)
 				return p
@@ -103,16 +118,7 @@ func TestOffloadsAsAsked(t *testing.T) {
 		tun := s.tun(TUNConfig{Name: "spill0", Offload: tt.offload}, 1)
 		g := newGroup(t, Config{})
 		add(t, g, 1, tun)
-		s.do(func() {
-			conn, err := net.ListenPacket("udp4", "10.9.0.1:0")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Close()
-			sendSuper(t, conn.(*net.UDPConn), "10.9.0.2:9", 5, 1000)
-		})
-		p := readUDP(t, g)
+		p := ask(t, s, g)
 		if n := p.GSO.Segments(len(p.Data) - 28); n != tt.want {
 			t.Errorf("offload %d: %d datagrams in one read, want %d", tt.offload, n, tt.want)
 		}

@@ -28,7 +28,7 @@ const (
 	echoPort  = 7001 // and the next echoPorts-1
 	echoPorts = 8    // so that client ports do not run out
 	udpPort   = 7100
-	bulkPort  = 5201
+	bulkPort  = 5201 // and the next ones
 )
 
 // readyLine is what servers print when they listen.

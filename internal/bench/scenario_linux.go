@@ -18,6 +18,8 @@ type runner struct {
 	net  *net3
 	path *path
 	add  func(metric string, value float64)
+	// bulks counts runs of iperf3.
+	bulks int
 }
 
 // The metrics. Their order is the order of the table's rows.
@@ -69,27 +71,11 @@ func settingOf(scenario string) setting {
 
 // run starts the servers, checks the way, and measures.
 func (r *runner) run(ctx context.Context, scenarios []string) (err error) {
-	for _, c := range []command{
-		{path: "iperf3", args: []string{"-s", "-p", fmt.Sprint(bulkPort)}},
-		{path: r.cfg.Self, args: []string{LoadVerb, "echo", "-for", "24h"}},
-	} {
-		p, err := start(r.net.server.ns, c)
-		if err != nil {
-			return err
-		}
-		defer p.stop()
-		if err := waitFor(ctx, p.name, func() error {
-			if err := p.alive(); err != nil {
-				return err
-			}
-			if out := p.out.String(); !strings.Contains(out, strings.TrimSpace(readyLine)) && !strings.Contains(out, "Server listening") {
-				return errors.New("not ready")
-			}
-			return nil
-		}); err != nil && c.path != "iperf3" { // iperf3 may keep its first line to itself
-			return err
-		}
+	echo, err := r.serve(ctx, command{path: r.cfg.Self, args: []string{LoadVerb, "echo", "-for", "24h"}}, readyLine)
+	if err != nil {
+		return err
 	}
+	defer echo.stop()
 	// Handshakes, neighbours and caches are not what is measured; and a mode
 	// that carries nothing should say so at once.
 	for _, ns := range r.path.apps {
@@ -175,13 +161,14 @@ func (r *runner) bulkPair(ctx context.Context, streams int, up, down string, cos
 // bulk runs iperf3 for the configured time and returns what arrived, in
 // bytes and bits per second.
 func (r *runner) bulk(ctx context.Context, ns *hostnet.NS, streams int, reverse bool) (bytes, bits float64, err error) {
-	p, err := r.startBulk(ns, streams, r.cfg.Secs, reverse)
+	b, err := r.startBulk(ctx, ns, streams, r.cfg.Secs, reverse)
 	if err != nil {
 		return 0, 0, err
 	}
+	defer b.server.stop()
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.secs()+30*time.Second)
 	defer cancel()
-	out, err := p.wait(ctx)
+	out, err := b.client.wait(ctx)
 	var result struct {
 		Error string
 		End   struct {
@@ -204,13 +191,48 @@ func (r *runner) bulk(ctx context.Context, ns *hostnet.NS, streams int, reverse 
 	return result.End.Received.Bytes, result.End.Received.Bits, err
 }
 
-func (r *runner) startBulk(ns *hostnet.NS, streams, secs int, reverse bool) (*process, error) {
-	args := []string{"-c", r.path.server.String(), "-p", fmt.Sprint(bulkPort), "-t", fmt.Sprint(secs), "-P", fmt.Sprint(streams),
+// bulkRun is a pair of iperf3 processes. Every run has a server and a port of
+// its own: a server that still waits for the end of the last run would refuse.
+type bulkRun struct{ client, server *process }
+
+func (r *runner) startBulk(ctx context.Context, ns *hostnet.NS, streams, secs int, reverse bool) (b bulkRun, err error) {
+	port := fmt.Sprint(bulkPort + r.bulks)
+	r.bulks++
+	b.server, err = r.serve(ctx, command{path: "iperf3", args: []string{"-s", "-1", "-p", port, "--forceflush"}}, "Server listening")
+	if err != nil {
+		return b, err
+	}
+	args := []string{"-c", r.path.server.String(), "-p", port, "-t", fmt.Sprint(secs), "-P", fmt.Sprint(streams),
 		"-J", "-C", congestion, "--connect-timeout", "3000"}
 	if reverse {
 		args = append(args, "-R")
 	}
-	return start(ns, command{path: "iperf3", args: args})
+	if b.client, err = start(ns, command{path: "iperf3", args: args}); err != nil {
+		b.server.stop()
+	}
+	return b, err
+}
+
+// serve starts a server and waits until it prints that it listens.
+func (r *runner) serve(ctx context.Context, c command, ready string) (*process, error) {
+	p, err := start(r.net.server.ns, c)
+	if err != nil {
+		return nil, err
+	}
+	err = waitFor(ctx, p.name, func() error {
+		if err := p.alive(); err != nil {
+			return err
+		}
+		if !strings.Contains(p.out.String(), ready) {
+			return errors.New("does not listen yet")
+		}
+		return nil
+	})
+	if err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
 }
 
 // load runs one load in ns and decodes its report into v, if v is not nil.
@@ -231,22 +253,11 @@ func (r *runner) load(ctx context.Context, ns *hostnet.NS, what string, d time.D
 
 // blast sends datagrams and returns what the server got.
 func (r *runner) blast(ctx context.Context, rate int, d time.Duration) (got sinkReport, sent int64, err error) {
-	s, err := start(r.net.server.ns, command{path: r.cfg.Self, args: []string{LoadVerb, "sink", "-for", d.String()}})
+	s, err := r.serve(ctx, command{path: r.cfg.Self, args: []string{LoadVerb, "sink", "-for", d.String()}}, readyLine)
 	if err != nil {
 		return got, 0, err
 	}
 	defer s.stop()
-	if err := waitFor(ctx, "sink", func() error {
-		if err := s.alive(); err != nil {
-			return err
-		}
-		if s.out.String() == "" {
-			return errors.New("not ready")
-		}
-		return nil
-	}); err != nil {
-		return got, 0, err
-	}
 	var sr sendReport
 	if _, err := r.load(ctx, r.path.apps[0], "send", d, &sr, "-rate", fmt.Sprint(rate)); err != nil {
 		return got, 0, err
@@ -337,11 +348,12 @@ func (r *runner) latencies(ctx context.Context) error {
 	r.add(LatencyP50, micros(idle.P50))
 	r.add(LatencyP99, micros(idle.P99))
 	// The bulk flow starts first and ends last.
-	p, err := r.startBulk(r.path.other(), 1, r.cfg.Secs+2, false)
+	b, err := r.startBulk(ctx, r.path.other(), 1, r.cfg.Secs+2, false)
 	if err != nil {
 		return err
 	}
-	defer p.stop()
+	defer b.server.stop()
+	defer b.client.stop()
 	select {
 	case <-time.After(700 * time.Millisecond):
 	case <-ctx.Done():
@@ -350,14 +362,14 @@ func (r *runner) latencies(ctx context.Context) error {
 	if _, err := r.load(ctx, r.path.apps[0], "latency", r.cfg.secs(), &busy); err != nil {
 		return err
 	}
-	if err := p.alive(); err != nil {
+	if err := b.client.alive(); err != nil {
 		return fmt.Errorf("the bulk flow beside it: %w", err)
 	}
 	r.add(BusyP50, micros(busy.P50))
 	r.add(BusyP99, micros(busy.P99))
 	wait, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	_, err = p.wait(wait)
+	_, err = b.client.wait(wait)
 	return err
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fe919326/spillway/internal/lab/netlab"
 	"github.com/fe919326/spillway/internal/lab/servers"
+	"github.com/fe919326/spillway/internal/lab/spill"
 )
 
 // Config is what Run needs.
@@ -33,8 +34,8 @@ type stage struct {
 	*narrator
 	lab     *netlab.Lab
 	servers *servers.Set
-	egress  *Node
-	host    *Node
+	egress  *spill.Node
+	host    *spill.Node
 	ids     []string
 	outside netip.Addr // the endpoint's IPv4 address
 	ctx     context.Context
@@ -81,52 +82,18 @@ func (s *stage) build(exe, dir string) error {
 	if s.servers, err = servers.Start(srv.Do, names); err != nil {
 		return fmt.Errorf("start the servers: %w", err)
 	}
-	if s.egress, err = NewNode(exe, dir, "egress-1", s.lab.Egress[0]); err != nil {
+	if s.egress, err = spill.NewNode(exe, dir, "egress-1", s.lab.Egress[0]); err != nil {
 		return err
 	}
-	if s.host, err = NewNode(exe, dir, "host-1", s.lab.Host); err != nil {
+	if s.host, err = spill.NewNode(exe, dir, "host-1", s.lab.Host); err != nil {
 		return err
 	}
-	if err := Pair(s.egress, s.host, s.lab, ""); err != nil {
+	pair := spill.Pair{Egress: s.egress, Host: s.host, Lab: s.lab, Extra: "limits: { max_flows: 65536 }\n"}
+	if err := pair.Configure(); err != nil {
 		return err
 	}
 	s.check("networks", nil, "subnet %v and %v with HTTP, TCP, UDP and DNS servers at %v", netlab.SubnetCIDR4, netlab.SubnetCIDR6, srv.Addr4)
 	return nil
-}
-
-// Pair writes the configurations of an egress and a host that know each
-// other. extra is YAML that both get as well.
-func Pair(egress, host *Node, lab *netlab.Lab, extra string) error {
-	ek, err := egress.Key("egress")
-	if err != nil {
-		return err
-	}
-	hk, err := host.Key("host")
-	if err != nil {
-		return err
-	}
-	common := fmt.Sprintf(`
-machines:
-  - { name: %s, role: egress, public_key: %q, address: "%v:51820" }
-  - { name: %s, role: host, public_key: %q }
-subnets:
-  - { name: subnet-a, zone: a, cidrs: [%q, %q], interface: %s, isolate: none, driver: tun, claim: arp, egress: %s,
-      addresses: [10.0.1.50-10.0.1.59, "fd00:1::50-fd00:1::59"], resolvers: [%v] }
-security_groups:
-  - name: sg-demo
-    egress:
-      - { protocol: tcp, ports: [7, 53, 80, 5001], cidrs: [10.0.0.0/8, "fd00::/8"] }
-      - { protocol: udp, ports: [7, 53], cidrs: [10.0.0.0/8, "fd00::/8"] }
-      - { protocol: icmp, cidrs: [10.0.0.0/8] }
-      - { protocol: icmpv6, cidrs: ["fd00::/8"] }
-connectors:
-  - { name: my-vpc-connector, subnets: [subnet-a], security_groups: [sg-demo] }
-services:
-  - { name: web, egress: VPC, connector: my-vpc-connector }
-%s`, egress.Name, ek, lab.Egress[0].Addr4, host.Name, hk, netlab.SubnetCIDR4.String(), netlab.SubnetCIDR6.String(),
-		netlab.EgressLink, egress.Name, netlab.Resolver4, extra)
-	log := fmt.Sprintf("log: { flow_log: %s, format: json, interval: 1s }\n", egress.FlowLog())
-	return errors.Join(egress.Configure(log+common), host.Configure(common))
 }
 
 // play shows one thing after the other.
@@ -171,7 +138,7 @@ func (s *stage) tearDown() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 20*time.Second)
 	defer cancel()
 	var errs []error
-	if s.host != nil && s.host.done != nil {
+	if s.host != nil && s.host.Started() {
 		for _, id := range s.ids {
 			if _, err := s.host.Run(ctx, "detach", id); err != nil {
 				errs = append(errs, err)
@@ -180,7 +147,7 @@ func (s *stage) tearDown() {
 		errs = append(errs, s.leftInTasks())
 		errs = append(errs, s.host.Stop())
 	}
-	if s.egress != nil && s.egress.done != nil {
+	if s.egress != nil && s.egress.Started() {
 		errs = append(errs, s.egress.Stop(), s.leftOnEgress())
 	}
 	if s.servers != nil {

@@ -9,8 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,38 +43,6 @@ func newLab(t *testing.T, cfg netlab.Config) *netlab.Lab {
 		}
 	})
 	return l
-}
-
-// openTUN opens a plain TUN in a namespace; what the kernel sends into it is
-// read by the test.
-func openTUN(t *testing.T, ns *hostnet.NS, name string) *os.File {
-	t.Helper()
-	f, err := plainTUN(ns, name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
-func plainTUN(ns *hostnet.NS, name string) (*os.File, error) {
-	fd := -1
-	err := ns.Do(func() error {
-		var err error
-		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
-			return err
-		}
-		req, err := unix.NewIfreq(name)
-		if err != nil {
-			return err
-		}
-		req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		return unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open TUN: %w", err)
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }
 
 func attachConfig(l *netlab.Lab) hostnet.AttachConfig {
@@ -332,43 +300,6 @@ func TestS23_InboundIsAnsweredByThePrimary(t *testing.T) {
 	}
 }
 
-// echo sends one ICMP echo request and waits for its reply.
-func echo(from *netlab.Box, to netip.Addr) error {
-	network, typ, reply := "ip4:icmp", byte(8), byte(0)
-	if to.Is6() {
-		network, typ, reply = "ip6:ipv6-icmp", 128, 129
-	}
-	return from.Do(func() error {
-		c, err := net.Dial(network, to.String())
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		m := []byte{typ, 0, 0, 0, 0x53, 0x50, 0, 1}
-		if to.Is4() {
-			sum := ^(uint16(typ)<<8 + 0x5350 + 1)
-			m[2], m[3] = byte(sum>>8), byte(sum)
-		}
-		if _, err := c.Write(m); err != nil {
-			return err
-		}
-		c.SetDeadline(time.Now().Add(time.Second))
-		b := make([]byte, 256)
-		for {
-			n, err := c.Read(b)
-			if err != nil {
-				return err
-			}
-			if n > 20 && b[0]>>4 == 4 { // an IPv4 raw socket shows the header
-				copy(b, b[20:n])
-			}
-			if n > 0 && b[0] == reply {
-				return nil
-			}
-		}
-	})
-}
-
 // Declared UDP servers answer without anything having been learned, and large
 // answers (several fragments) pass the guard outside.
 func TestS23_LargeAndDeclaredUDPAnswers(t *testing.T) {
@@ -528,17 +459,38 @@ func TestDetachLeavesTheNamespaceAsItWas(t *testing.T) {
 	}
 }
 
-// settle waits a moment for a state to be as it was.
-func settle(t *testing.T, what, want string, state func() string) {
-	t.Helper()
-	got := ""
-	for try := range 20 {
-		if got = state(); got == want {
-			return
+// A mark opens the guards inside only where the engine is in the task's
+// namespace, and then its sockets use the primary.
+func TestMarkOpensOnlyWhereTheEngineIsInside(t *testing.T) {
+	for _, mark := range []uint32{0, hostnet.DefaultMark} {
+		l := newLab(t, netlab.Config{})
+		cfg := attachConfig(l)
+		cfg.Mark = mark
+		cfg.NoOutsideGuard = true
+		attach(t, cfg)
+		a := net.JoinHostPort(netlab.Client4.String(), "7000")
+		serve(t, l.Prov, a, a)
+		err := l.Tasks[0].Do(func() error {
+			d := net.Dialer{Timeout: 300 * time.Millisecond, Control: func(_, _ string, c syscall.RawConn) error {
+				var err error
+				cerr := c.Control(func(fd uintptr) {
+					err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, hostnet.DefaultMark)
+				})
+				return errors.Join(cerr, err)
+			}}
+			c, err := d.Dial("tcp", a)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+		if (err == nil) != (mark != 0) {
+			t.Errorf("marked socket with mark %#x declared: got %v", mark, err)
 		}
-		time.Sleep(time.Duration(try) * time.Millisecond)
+		if err := askFrom(l.Tasks[0], "tcp", netip.MustParseAddrPort(a)); err == nil {
+			t.Error("a socket without mark left by the primary")
+		}
 	}
-	t.Errorf("%s changed something:\n%s", what, diff(want, got))
 }
 
 // A task may have no primary at all.
@@ -562,42 +514,35 @@ func TestAttachWithoutPrimary(t *testing.T) {
 	}
 }
 
-// dump is the state of a namespace as the system's own tools show it: rules,
-// routes, addresses, and the packet filter without counters.
-func dump(t *testing.T, b *netlab.Box) string {
-	t.Helper()
-	var out strings.Builder
-	for _, args := range []string{"ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all",
-		"ip -o addr", "nft -s -t list ruleset"} {
-		var o []byte
-		err := b.Do(func() (err error) {
-			f := strings.Fields(args)
-			o, err = exec.Command(f[0], f[1:]...).CombinedOutput()
-			return err
-		})
-		if err != nil {
-			t.Fatalf("%s: %v: %s", args, err, o)
-		}
-		for _, line := range strings.Split(string(o), "\n") {
-			fmt.Fprintf(&out, "%s: %s\n", args, line)
-		}
+// Tasks attach at the same time without meeting each other.
+func TestTasksAttachAtOnce(t *testing.T) {
+	const n = 6
+	l := newLab(t, netlab.Config{Tasks: n})
+	errs := make(chan error, n)
+	for i := range n {
+		go func() {
+			cfg := attachConfig(l)
+			cfg.NS = l.Tasks[i].NS
+			a, err := hostnet.Prepare(cfg)
+			if err == nil {
+				if got := a.Outside(); len(got) != 1 || got[0] != netlab.TaskPeer(i) {
+					err = fmt.Errorf("task %d is guarded at %v, want %s", i, got, netlab.TaskPeer(i))
+				}
+				err = errors.Join(err, a.Close())
+			}
+			errs <- err
+		}()
 	}
-	return out.String()
-}
-
-func diff(a, b string) string {
-	count := map[string]int{}
-	for _, l := range strings.Split(a, "\n") {
-		count[l]--
-	}
-	for _, l := range strings.Split(b, "\n") {
-		count[l]++
-	}
-	var out strings.Builder
-	for l, n := range count {
-		if n != 0 {
-			fmt.Fprintf(&out, "%+d %s\n", n, l)
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
 		}
 	}
-	return out.String()
+	seen := capture(t, l.Host, netlab.HostBridge)
+	for _, b := range l.Tasks {
+		shout(t, b)
+	}
+	if c := clear(seen); c != 0 {
+		t.Errorf("%d packets left in clear", c)
+	}
 }

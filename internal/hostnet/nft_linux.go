@@ -160,6 +160,7 @@ type ruleset struct {
 	c     *nftables.Conn
 	table *nftables.Table
 	chain *nftables.Chain
+	sets  uint32 // how many; numbers them within the transaction
 }
 
 func newRuleset(c *nftables.Conn, f nftables.TableFamily, name string) *ruleset {
@@ -191,8 +192,10 @@ func (r *ruleset) counter(name string) {
 
 // set adds a set whose key is the concatenation of types; data makes it a map.
 func (r *ruleset) set(name string, size uint32, dynamic bool, data *nftables.SetDatatype, types ...nftables.SetDatatype) (*nftables.Set, error) {
+	r.sets++
 	s := &nftables.Set{
-		Table: r.table, Name: name, KeyType: types[0], Size: size, Dynamic: dynamic, HasTimeout: dynamic,
+		// The library would take the number from a global that nothing guards.
+		ID: r.sets, Table: r.table, Name: name, KeyType: types[0], Size: size, Dynamic: dynamic, HasTimeout: dynamic,
 	}
 	if len(types) > 1 {
 		s.Concatenation, s.KeyType = true, nftables.MustConcatSetType(types...)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -150,11 +151,8 @@ func (s *Subnet) netnsPath() string { return s.cfg.RunDir + "/netns-" + s.cfg.ID
 func (s *Subnet) openNetNS() error {
 	path := s.netnsPath()
 	ns, err := OpenNS(path)
-	adopted := err == nil
-	if errors.Is(err, os.ErrNotExist) {
-		ns, err = CreateNS(path)
-	} else if err != nil && !adopted {
-		// A file without a mount, left by a reboot.
+	if err != nil {
+		// Nothing, or a file without a mount that a reboot left.
 		if err = DeleteNS(path); err == nil {
 			ns, err = CreateNS(path)
 		}
@@ -177,7 +175,12 @@ func (s *Subnet) openNetNS() error {
 		}
 	} else if err != nil {
 		return err
-	} else if !s.cfg.Macvlan {
+	} else if !s.cfg.Macvlan { // adopted with the interface in it
+		if len(s.cfg.Addrs) == 0 {
+			if s.moved, err = globalAddrs(s.conn, s.cfg.Link); err != nil {
+				return err
+			}
+		}
 		s.undo = append(s.undo, s.giveBack)
 	}
 	for _, p := range append(append([]netip.Prefix{}, s.moved...), s.cfg.Addrs...) {
@@ -237,14 +240,8 @@ func (s *Subnet) bringLink() error {
 		return host.AddMacvlan(s.cfg.Link, s.cfg.Link, s.ns) // ends with the namespace
 	}
 	if len(s.cfg.Addrs) == 0 {
-		as, err := host.Addrs(s.cfg.Link)
-		if err != nil {
+		if s.moved, err = globalAddrs(host, s.cfg.Link); err != nil {
 			return err
-		}
-		for _, a := range as {
-			if !a.Addr().IsLinkLocalUnicast() {
-				s.moved = append(s.moved, a)
-			}
 		}
 	}
 	if err := host.MoveLink(s.cfg.Link, s.ns); err != nil {
@@ -252,6 +249,12 @@ func (s *Subnet) bringLink() error {
 	}
 	s.undo = append(s.undo, s.giveBack)
 	return nil
+}
+
+// globalAddrs are an interface's addresses that are not link-local.
+func globalAddrs(c *Conn, link string) ([]netip.Prefix, error) {
+	as, err := c.Addrs(link)
+	return slices.DeleteFunc(as, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() }), err
 }
 
 // giveBack moves the interface back to where it was, with its addresses.

@@ -237,7 +237,7 @@ func (s *Subnet) AddAddress(a netip.Addr) error {
 	if err := s.guardAddress(a, true); err != nil {
 		return err
 	}
-	if _, err := s.conn.Link(s.TUN()); err == nil {
+	if tun, err := s.conn.Link(s.TUN()); err == nil && tun.Up { // else Configure does it
 		if err := s.conn.SetRoute(s.addressRoute(a)); err != nil {
 			return err
 		}

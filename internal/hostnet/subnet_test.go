@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -512,5 +513,64 @@ func TestClaimExec(t *testing.T) {
 	}
 	if err := (hostnet.ClaimExec{Path: "/nonexistent"}).Claim(ctx, endpoint4, 3); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a missing program: got %v", err)
+	}
+}
+
+// A process that was killed leaves its subnet connected; the next one adopts
+// it, and gives the interface back with its addresses.
+func TestSubnetOfAKilledProcessIsAdopted(t *testing.T) {
+	for _, iso := range []hostnet.Isolation{hostnet.IsolateNetNS, hostnet.IsolateNone} {
+		t.Run(string(iso), func(t *testing.T) {
+			l := newLab(t, netlab.Config{})
+			e := l.Egress[0]
+			cfg := hostnet.SubnetConfig{ID: "t1", Link: netlab.EgressLink, Host: e.NS, RunDir: t.TempDir(), Isolate: iso}
+			first, err := hostnet.OpenSubnet(cfg) // never closed
+			if err != nil {
+				t.Fatal(err)
+			}
+			tun := openTUN(t, first.NS(), first.TUN())
+			if err := errors.Join(first.AddAddress(endpoint4), first.Configure(1420)); err != nil {
+				t.Fatal(err)
+			}
+			tun.Close()
+
+			s, err := hostnet.OpenSubnet(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tun = openTUN(t, s.NS(), s.TUN())
+			if err := errors.Join(s.Configure(1420), s.AddAddress(endpoint4)); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			defer cancel()
+			if err := s.WaitReady(ctx); err != nil {
+				t.Fatal(err)
+			}
+			r := respond(t, hostnet.ResponderConfig{NS: s.NS(), Link: s.Link()})
+			if err := r.Own(endpoint4); err != nil {
+				t.Fatal(err)
+			}
+			serve(t, l.Servers[0], ":7000", ":7001")
+			err = through(t, tun, netip.AddrPortFrom(endpoint4, 40000), netip.AddrPortFrom(l.Servers[0].Addr4, 7000))
+			if err != nil {
+				t.Error(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			as, err := e.Conn.Addrs(netlab.EgressLink)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []netip.Addr{netlab.EgressSubnet4(0), netlab.EgressSubnet6(0)} {
+				if !slices.ContainsFunc(as, func(p netip.Prefix) bool { return p.Addr() == want }) {
+					t.Errorf("addresses after close: got %v, want %s among them", as, want)
+				}
+			}
+			if left, err := hostnet.Cleanup(e.NS); err != nil || len(left) != 0 {
+				t.Errorf("left for cleanup: %v, %v", left, err)
+			}
+		})
 	}
 }

@@ -79,7 +79,7 @@ func (c *child) once(ctx context.Context) error {
 	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, c.cfg.Exe, append([]string{string(c.role), "--config", c.cfg.Path}, c.cfg.ChildArgs...)...)
 	cmd.Stderr = os.Stderr
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/"}
+	cmd.Env = c.cfg.Env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second

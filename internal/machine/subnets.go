@@ -43,6 +43,10 @@ type subnet struct {
 	running   bool                  // the responder
 }
 
+// tunQueue is how many packets a subnet's TUN holds for us: the kernel's 500
+// are overrun by a burst of small packets.
+const tunQueue = 5000
+
 func newSubnets(r *role) *subnets {
 	return &subnets{role: r, failed: make(chan error, 1), all: make(map[string]*subnet)}
 }
@@ -168,14 +172,15 @@ func (s *subnets) openLocked(spec api.Subnet) (sub *subnet, err error) {
 	if err != nil {
 		return nil, err
 	}
+	kernel := sub.net // sub is nil in the deferred call after an error
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("subnet %s: %w", spec.Name, err), sub.net.Close())
+			err = errors.Join(fmt.Errorf("subnet %s: %w", spec.Name, err), kernel.Close())
 		}
 	}()
 	var tun *device.TUN
 	err = sub.net.NS().Do(func() (err error) {
-		tun, err = device.OpenTUN(device.TUNConfig{Name: sub.net.TUN(), QueueLen: 5000})
+		tun, err = device.OpenTUN(device.TUNConfig{Name: sub.net.TUN()})
 		return err
 	})
 	if err != nil {
@@ -191,7 +196,7 @@ func (s *subnets) openLocked(spec api.Subnet) (sub *subnet, err error) {
 		return nil, err
 	}
 	link, err := conn.Link(sub.net.Link())
-	if err = errors.Join(err, conn.Close()); err != nil {
+	if err = errors.Join(err, conn.SetQueueLen(sub.net.TUN(), tunQueue), conn.Close()); err != nil {
 		return nil, err
 	}
 	if err = sub.net.Configure(link.MTU); err != nil {

@@ -30,6 +30,8 @@ type UpConfig struct {
 	Logger *slog.Logger
 	// ChildArgs go to every child behind its verb and --config.
 	ChildArgs []string
+	// Env is the environment of the children, and so of claim programs.
+	Env []string
 }
 
 // Supervisor runs the roles that a configuration names.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/fe919326/spillway/internal/hostnet"
 )
@@ -127,7 +128,7 @@ func New(cfg Config) (l *Lab, err error) {
 		return l, fmt.Errorf("netlab: %w", err)
 	}
 	l.undo = append(l.undo, func() error { return os.RemoveAll(l.Dir) })
-	for _, step := range []func() error{l.makeBoxes, l.primary, l.underlay, l.subnet, l.cloud, l.writeState} {
+	for _, step := range []func() error{l.makeBoxes, l.primary, l.underlay, l.subnet, l.cloud, l.settle, l.writeState} {
 		if err = step(); err != nil {
 			return l, fmt.Errorf("netlab: %w", err)
 		}
@@ -230,6 +231,28 @@ func (l *Lab) box(name string) (*Box, error) {
 	}
 	l.boxes = append(l.boxes, b)
 	return b, nil
+}
+
+// settle waits until every link carries packets: the kernel takes up to a
+// second for that, and IPv6 does not ask for neighbours before.
+func (l *Lab) settle() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, b := range l.boxes {
+		links, err := b.Conn.Links()
+		if err != nil {
+			return err
+		}
+		for _, k := range links {
+			if !k.Up || k.Ready {
+				continue
+			}
+			if err := b.Conn.WaitReady(ctx, k.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // state is what ClaimProgram's process needs to know about the lab.

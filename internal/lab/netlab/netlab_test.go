@@ -65,7 +65,7 @@ func reach(t *testing.T, a, b *Box, addr netip.Addr) error {
 		io.Copy(c, c)
 	}()
 	defer func() { ln.Close(); <-done }()
-	ctx, cancel := context.WithTimeout(context.Background(), 700*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
 	defer cancel()
 	c, err := a.Dial(ctx, "tcp", ln.Addr().String())
 	if err != nil {

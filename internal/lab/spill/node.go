@@ -1,4 +1,4 @@
-package demo
+package spill
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/fe919326/spillway/engine/api"
 	"github.com/fe919326/spillway/internal/lab/netlab"
 	"github.com/fe919326/spillway/tunnel"
 )
@@ -21,8 +22,8 @@ import (
 // line as an operator would.
 type Node struct {
 	Name string
-	Dir  string // holds its configuration, state, sockets and log
-	box  *netlab.Box
+	Dir  string      // holds its configuration, state, sockets and log
+	Box  *netlab.Box // where it runs
 	exe  string
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -30,7 +31,7 @@ type Node struct {
 
 // NewNode prepares a machine called name; Start starts it.
 func NewNode(exe, dir, name string, box *netlab.Box) (*Node, error) {
-	n := &Node{Name: name, Dir: filepath.Join(dir, name), box: box, exe: exe}
+	n := &Node{Name: name, Dir: filepath.Join(dir, name), Box: box, exe: exe}
 	return n, os.MkdirAll(n.Dir, 0o700)
 }
 
@@ -50,10 +51,24 @@ func (n *Node) Key(role string) (string, error) {
 // Configure writes the machine's configuration: where things lie, then rest.
 func (n *Node) Configure(rest string) error {
 	text := fmt.Sprintf("machine: %s\nstate_dir: %s/state\nrun_dir: %s/run\n%s", n.Name, n.Dir, n.Dir, rest)
-	return os.WriteFile(n.config(), []byte(text), 0o600)
+	return os.WriteFile(n.Config(), []byte(text), 0o600)
 }
 
-func (n *Node) config() string { return filepath.Join(n.Dir, "spillway.yaml") }
+// Config is the path of the machine's configuration.
+func (n *Node) Config() string { return filepath.Join(n.Dir, "spillway.yaml") }
+
+// Started says whether Start was called and the machine was not stopped since.
+func (n *Node) Started() bool {
+	if n.done == nil {
+		return false
+	}
+	select {
+	case <-n.done:
+		return false
+	default:
+		return true
+	}
+}
 
 // API is the address of the machine's API.
 func (n *Node) API() string { return "unix://" + n.Dir + "/run/api.sock" }
@@ -68,10 +83,10 @@ func (n *Node) Start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	n.cmd = exec.Command(n.exe, "up", "--config", n.config())
+	n.cmd = exec.Command(n.exe, "up", "--config", n.Config())
 	n.cmd.Stderr = log
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := n.box.Do(n.cmd.Start); err != nil {
+	if err := n.Box.Do(n.cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
 	n.done = make(chan struct{})
@@ -112,15 +127,31 @@ func (n *Node) Query(ctx context.Context, v any, verb ...string) error {
 	return json.Unmarshal(out, v)
 }
 
+// Role tells how a role of the machine is.
+func (n *Node) Role(ctx context.Context, role string) (api.Status, error) {
+	var st []api.Status
+	if err := n.Query(ctx, &st, "status"); err != nil {
+		return api.Status{}, err
+	}
+	for _, s := range st {
+		if s.Role == role {
+			return s, nil
+		}
+	}
+	return api.Status{}, fmt.Errorf("%s has no role %s: %+v", n.Name, role, st)
+}
+
 // PIDs are the machine's processes: the supervisor and its roles.
 func (n *Node) PIDs(ctx context.Context) ([]int, error) {
-	var st []struct{ PID int }
+	var st []api.Status
 	if err := n.Query(ctx, &st, "status"); err != nil {
 		return nil, err
 	}
 	pids := []int{n.cmd.Process.Pid}
 	for _, s := range st {
-		pids = append(pids, s.PID)
+		if s.PID != 0 {
+			pids = append(pids, s.PID)
+		}
 	}
 	return pids, nil
 }
