@@ -129,6 +129,8 @@ type Engine struct {
 	host   atomic.Pointer[hostView]
 	egress atomic.Pointer[egressView]
 
+	tap atomic.Pointer[Tap]
+
 	drops    counters
 	watchers watchers
 

@@ -14,14 +14,14 @@ import (
 	"github.com/fe919326/spillway/internal/packet"
 )
 
-// sweepBudget is how many entries of each table one step of housekeeping looks
-// at: a table of 262,144 flows is swept once in about 3 s.
-const sweepBudget = 8192
+// sweepSteps is in how many steps of housekeeping a full table is swept: once
+// a second. An outside port is free again only after its flow was swept.
+const sweepSteps = 10
 
 // sweep ends flows that idled out, a few of each table at a time.
 func (e *Engine) sweep(now clock.Mono) {
 	for _, t := range e.tables() {
-		t.Sweep(now, max(sweepBudget, e.cfg.MaxFlows/32))
+		t.Sweep(now, max(e.cfg.MaxFlows/sweepSteps, 8192))
 	}
 }
 

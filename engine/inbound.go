@@ -41,11 +41,15 @@ func (e *Engine) egressInboundLoop(w *worker) error {
 // carry the task's inner address as destination.
 // borrowed: b's bytes until it is sealed.
 func (w *worker) egressInbound(v *egressView, b *packet.Batch) {
-	now := w.clock.Mono()
+	now, tap := w.clock.Mono(), w.engine.tap.Load()
 	w.replies.Reset()
 	for i := range b.Packets {
 		pk := &b.Packets[i]
-		if r := w.egressInboundOne(v, pk, now); r != packet.OK {
+		r := w.egressInboundOne(v, pk, now)
+		if tap != nil {
+			(*tap)(EndpointInbound, pk, r)
+		}
+		if r != packet.OK {
 			pk.Drop()
 		}
 	}
@@ -191,10 +195,14 @@ func (e *Engine) hostInboundLoop(w *worker, t Tunnel) error {
 // pass get their task's port.
 // borrowed: b's bytes until it is written.
 func (w *worker) hostInbound(v *hostView, b *packet.Batch) {
-	now := w.clock.Mono()
+	now, tap := w.clock.Mono(), w.engine.tap.Load()
 	for i := range b.Packets {
 		pk := &b.Packets[i]
-		if r := w.hostInboundOne(v, pk, now); r != packet.OK {
+		r := w.hostInboundOne(v, pk, now)
+		if tap != nil {
+			(*tap)(HostInbound, pk, r)
+		}
+		if r != packet.OK {
 			w.engine.drops[r].Add(1)
 			pk.Drop()
 		}

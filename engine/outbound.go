@@ -35,12 +35,16 @@ func (e *Engine) hostOutboundLoop(w *worker) error {
 // keep their Data and get their tunnel's number as Peer.
 // borrowed: b's bytes until it is sealed.
 func (w *worker) hostOutbound(v *hostView, b *packet.Batch) {
-	now := w.clock.Mono()
+	now, tap := w.clock.Mono(), w.engine.tap.Load()
 	w.replies.Reset()
 	for i := range b.Packets {
 		pk := &b.Packets[i]
 		t := v.task(pk.Port)
-		if r := w.hostOutboundOne(v, t, pk, now); r != packet.OK {
+		r := w.hostOutboundOne(v, t, pk, now)
+		if tap != nil {
+			(*tap)(HostOutbound, pk, r)
+		}
+		if r != packet.OK {
 			w.refuseOnHost(t, r, now)
 			pk.Drop()
 		}
@@ -76,9 +80,9 @@ func (w *worker) hostOutboundOne(v *hostView, t *task, pk *packet.Packet, now cl
 		if dir != flowtable.Outbound {
 			return packet.WrongDirection
 		}
-		if r := v.flows.Observe(ref, flowtable.Outbound, &w.segment, now); r != packet.FlowExpired {
+		if r := v.flows.Observe(ref, flowtable.Outbound, &w.segment, now); r != packet.FlowExpired && r != packet.NoFlow {
 			return r
-		} // ended while we looked, or idled out: it may begin anew
+		} // it is over: this may begin the next
 	}
 	if p.Proto != packet.ProtoTCP { // TCP may: a restarted host resets nobody
 		if r := mayStart(p); r != packet.OK {
@@ -190,11 +194,15 @@ func (e *Engine) egressOutboundLoop(w *worker, t Tunnel) error {
 // that pass carry the endpoint's address as source and the subnet's port.
 // borrowed: b's bytes until it is written.
 func (w *worker) egressOutbound(v *egressView, b *packet.Batch) {
-	now := w.clock.Mono()
+	now, tap := w.clock.Mono(), w.engine.tap.Load()
 	w.replies.Reset()
 	for i := range b.Packets {
 		pk := &b.Packets[i]
-		if r := w.egressOutboundOne(v, pk, now); r != packet.OK {
+		r := w.egressOutboundOne(v, pk, now)
+		if tap != nil {
+			(*tap)(EndpointOutbound, pk, r)
+		}
+		if r != packet.OK {
 			pk.Drop()
 		}
 	}
@@ -255,8 +263,11 @@ func (w *worker) forward(v *egressView, d *delegation, pk *packet.Packet, now cl
 		return packet.WrongDirection
 	default:
 		r := s.table.Observe(ref, flowtable.Outbound, &w.segment, now)
-		if r == packet.FlowExpired { // ended while we looked: a first packet may begin it anew
-			ref, r = w.admit(d, now)
+		if r == packet.NoFlow || r == packet.FlowExpired { // it is over: a first packet may begin the next
+			again, why := w.admit(d, now)
+			if why != packet.NoFlow {
+				ref, r = again, why
+			}
 		}
 		if r != packet.OK {
 			return r

@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -216,7 +217,7 @@ func TestT9_AfterIdleExpiryTheTaskGetsAReset(t *testing.T) {
 		}
 		r.clock.Advance(7441 * time.Second)
 		o := r.task(taskPort, pkt.TCP(ap(f.task, 4000), ap(f.server, 80), packet.ACK, 1001, 5001, nil))
-		if o.reason != packet.NoFlow || o.reply == nil || parse(t, o.reply).Flags&packet.RST == 0 {
+		if o.reason != packet.FlowExpired || o.reply == nil || parse(t, o.reply).Flags&packet.RST == 0 {
 			t.Fatalf("%s: %v, reply %x: the task would hang", f.name, o.reason, o.reply)
 		}
 	}
@@ -342,5 +343,26 @@ func TestQ9_RuleChangeLeavesTrackedFlows(t *testing.T) {
 	}
 	if o := r.task(taskPort, pkt.TCP(ap(f.task, 4001), ap(f.server, 80), packet.SYN, 1, 0, nil)); o.reason != packet.DeniedByPolicy {
 		t.Errorf("a new flow passes under the old rules: %v", o.reason)
+	}
+}
+
+// TestTapSeesEveryHop: a question and its answer pass four places, and a
+// refused packet shows its reason.
+func TestTapSeesEveryHop(t *testing.T) {
+	f := families()[0]
+	r := newRig(t)
+	var seen []string
+	tap := func(h Hop, pk *Packet, why Reason) { seen = append(seen, h.String()+" "+why.String()) }
+	r.host.SetTap(tap)
+	r.egress.SetTap(tap)
+	o := r.task(taskPort, pkt.UDP(ap(f.task, 4000), ap(f.server, 53), nil))
+	r.subnet(pkt.UDP(ap(f.server, 53), ap(f.outside, parse(t, o.data).SrcPort), nil))
+	r.subnet(pkt.UDP(ap(f.server, 54), ap(f.outside, 9), nil))
+	r.host.SetTap(nil)
+	r.egress.SetTap(nil)
+	r.task(taskPort, pkt.UDP(ap(f.task, 4001), ap(f.server, 53), nil))
+	want := []string{"host-outbound ok", "endpoint-outbound ok", "endpoint-inbound ok", "host-inbound ok", "endpoint-inbound unsolicited"}
+	if !slices.Equal(seen, want) {
+		t.Errorf("seen %q, want %q", seen, want)
 	}
 }

@@ -23,10 +23,11 @@ func monoOf(t uint32) Mono { return Mono(t) * Mono(tick) }
 type hot struct {
 	// Line 1: who talks to whom. Constant from the store of meta to the end of
 	// the flow, read without a lock.
-	meta    uint64    // a meta, atomic
-	inner   [2]uint64 // the task's address
-	remote  [2]uint64 // the other end
-	outside [2]uint64 // what the task's address becomes
+	meta uint64 // a meta, atomic
+	// The task's address, the other end, what the task's address becomes: two
+	// words each. The tuple of a task's packet starts at 0, that of an answer
+	// at 2.
+	addr [6]uint64
 	// inner port, remote port, outside port (16 bits each), protocol (8), sum
 	// of the identity (8).
 	ports uint64
@@ -120,17 +121,17 @@ func (e *Entry) Reply() Tuple {
 
 // InnerAddr returns the task's address.
 func (e *Entry) InnerAddr() Addr {
-	return addrOf(atomic.LoadUint64(&e.inner[0]), atomic.LoadUint64(&e.inner[1]))
+	return addrOf(atomic.LoadUint64(&e.addr[0]), atomic.LoadUint64(&e.addr[1]))
 }
 
 // RemoteAddr returns the address of the other end.
 func (e *Entry) RemoteAddr() Addr {
-	return addrOf(atomic.LoadUint64(&e.remote[0]), atomic.LoadUint64(&e.remote[1]))
+	return addrOf(atomic.LoadUint64(&e.addr[2]), atomic.LoadUint64(&e.addr[3]))
 }
 
 // Outside returns what the task's address and port become on the subnet side.
 func (e *Entry) Outside() (Addr, uint16) {
-	return addrOf(atomic.LoadUint64(&e.outside[0]), atomic.LoadUint64(&e.outside[1])), uint16(atomic.LoadUint64(&e.ports) >> 32)
+	return addrOf(atomic.LoadUint64(&e.addr[4]), atomic.LoadUint64(&e.addr[5])), uint16(atomic.LoadUint64(&e.ports) >> 32)
 }
 
 // Proto returns the IANA protocol number.
@@ -247,28 +248,25 @@ func (e *Entry) SetPMTU(mtu uint32) { atomic.StoreUint32(&e.pmtu, mtu) }
 // survive with the flow.
 func (e *Entry) Words() *[3]atomic.Uint64 { return &e.words }
 
-// outboundPorts and inboundPorts cut the ports of a key out of e.ports.
-func outboundPorts(p uint64) uint64 { return p&0xffffffff | p>>48&0xff<<32 }
-func inboundPorts(p uint64) uint64  { return p>>16&0xffffffff | p>>48&0xff<<32 }
+// portsOf cuts the ports and protocol of a key out of e.ports: of the task's
+// packets for side 0, of answers for side 1.
+func portsOf(p uint64, side int) uint64 { return p>>(16*uint(side&1))&0xffffffff | p>>48&0xff<<32 }
 
-// matches reports whether k is e's tuple of direction d.
-func (e *Entry) matches(k *key, d Direction) bool {
-	p := atomic.LoadUint64(&e.ports)
-	if d == Outbound {
-		return outboundPorts(p) == k.p &&
-			atomic.LoadUint64(&e.inner[1]) == k.b && atomic.LoadUint64(&e.remote[1]) == k.d &&
-			atomic.LoadUint64(&e.inner[0]) == k.a && atomic.LoadUint64(&e.remote[0]) == k.c
-	}
-	return inboundPorts(p) == k.p &&
-		atomic.LoadUint64(&e.outside[1]) == k.d && atomic.LoadUint64(&e.remote[1]) == k.b &&
-		atomic.LoadUint64(&e.outside[0]) == k.c && atomic.LoadUint64(&e.remote[0]) == k.a
+// matches reports whether k is e's tuple of that side. It does not branch on
+// the side, nor on anything in the entry before the end: packets of both
+// directions come mixed, and a wrong guess costs as much as all of this.
+func (e *Entry) matches(k *key, side int) bool {
+	at := 2 * (side & 1)
+	diff := portsOf(atomic.LoadUint64(&e.ports), side) ^ k.p
+	diff |= atomic.LoadUint64(&e.addr[at]) ^ k.a
+	diff |= atomic.LoadUint64(&e.addr[at+1]) ^ k.b
+	diff |= atomic.LoadUint64(&e.addr[at+2]) ^ k.c
+	diff |= atomic.LoadUint64(&e.addr[at+3]) ^ k.d
+	return diff == 0
 }
 
-// keys returns e's two tuples. The entry must not be reused meanwhile.
-func (e *Entry) keys() (out, in key) {
-	p := atomic.LoadUint64(&e.ports)
-	i0, i1 := atomic.LoadUint64(&e.inner[0]), atomic.LoadUint64(&e.inner[1])
-	r0, r1 := atomic.LoadUint64(&e.remote[0]), atomic.LoadUint64(&e.remote[1])
-	o0, o1 := atomic.LoadUint64(&e.outside[0]), atomic.LoadUint64(&e.outside[1])
-	return key{i0, i1, r0, r1, outboundPorts(p)}, key{r0, r1, o0, o1, inboundPorts(p)}
+// keyAt returns e's tuple of that side. The entry must not be reused meanwhile.
+func (e *Entry) keyAt(side int) key {
+	a := func(i int) uint64 { return atomic.LoadUint64(&e.addr[2*side+i]) }
+	return key{a(0), a(1), a(2), a(3), portsOf(atomic.LoadUint64(&e.ports), side)}
 }

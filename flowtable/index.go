@@ -51,8 +51,22 @@ func slotOf(h uint64, d Direction, i uint32) uint64 {
 	return h<<33 | uint64(d.side())<<32 | uint64(i+1)
 }
 
-func slotDirection(s uint64) Direction { return Outbound + Direction(s>>32&1) }
-func slotEntry(s uint64) uint32        { return uint32(s) - 1 }
+func slotSide(s uint64) int     { return int(s >> 32 & 1) }
+func slotEntry(s uint64) uint32 { return uint32(s) - 1 }
+
+// match returns the slots of b whose tag is that of h, as bits. It does not
+// branch: which slot it is cannot be guessed. Free slots have the tag 0.
+func (b *bucket) match(h uint64) uint64 {
+	w := h << 33
+	return sameTag(&b.slots[0], w) | sameTag(&b.slots[1], w)<<1 | sameTag(&b.slots[2], w)<<2 | sameTag(&b.slots[3], w)<<3 |
+		sameTag(&b.slots[4], w)<<4 | sameTag(&b.slots[5], w)<<5 | sameTag(&b.slots[6], w)<<6
+}
+
+// sameTag is 1 if the slot has the tag of want, else 0: 31 bits of difference,
+// minus one, have their sign set if there is none.
+func sameTag(slot *uint64, want uint64) uint64 {
+	return ((atomic.LoadUint64(slot)^want)>>33 - 1) >> 63
+}
 
 // put adds slot s for hash h. It reports false if no place is free within
 // reach, and then has changed nothing.

@@ -180,14 +180,11 @@ func (t *Table) place(f *Flow, s *Segment, c *conn, ho, hi uint64, now Mono) Ref
 // fill writes everything but meta.
 func (e *Entry) fill(f *Flow, s *Segment, c *conn, sum uint8, now Mono) {
 	k := keyOf(&f.Inner)
-	put64(&e.inner[0], k.a)
-	put64(&e.inner[1], k.b)
-	put64(&e.remote[0], k.c)
-	put64(&e.remote[1], k.d)
 	reply := f.Reply()
 	o := keyOf(&reply)
-	put64(&e.outside[0], o.c)
-	put64(&e.outside[1], o.d)
+	for i, w := range [6]uint64{k.a, k.b, k.c, k.d, o.c, o.d} {
+		put64(&e.addr[i], w)
+	}
 	put64(&e.ports, k.p&0xffffffff|uint64(f.OutsidePort)<<32|uint64(f.Inner.Proto)<<48|uint64(sum)<<56)
 	e.seen = [2]uint8{}
 	e.lo, e.hi = [4]uint32{}, [4]uint16{}

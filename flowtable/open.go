@@ -128,7 +128,7 @@ func (t *Table) adopt(i uint32, e *Entry, m meta, now Mono) bool {
 	if !m.live() || m&^metaUsed != 0 || m.gen() == 0 || !m.state().fits(e.Proto()) || !e.plausible(m, now) {
 		return false
 	}
-	out, in := e.keys()
+	out, in := e.keyAt(0), e.keyAt(1)
 	ho, hi := t.secret.hash(&out), t.secret.hash(&in)
 	if out == in || uint8(e.ports>>56) != identitySum(ho, hi) {
 		return false

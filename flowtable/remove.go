@@ -33,7 +33,7 @@ func (t *Table) remove(r Ref, cond func(*Entry, meta) bool) bool {
 	// From here on the flow is ours: nobody finds or changes it.
 	e.unlock(m.in(phaseDead))
 	i := r.index()
-	out, in := e.keys()
+	out, in := e.keyAt(0), e.keyAt(1)
 	ho, hi := t.secret.hash(&out), t.secret.hash(&in)
 	t.index.drop(ho, slotOf(ho, Outbound, i))
 	t.index.drop(hi, slotOf(hi, Inbound, i))

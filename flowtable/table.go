@@ -1,6 +1,7 @@
 package flowtable
 
 import (
+	"math/bits"
 	"sync"
 	"sync/atomic"
 )
@@ -86,27 +87,30 @@ func (t *Table) Timeouts() Timeouts { return t.cfg.Timeouts }
 // k. It takes no lock and does not look at the clock: Observe does. The Ref is
 // 0 if there is no flow.
 func (t *Table) Lookup(k *Tuple) (Ref, Direction) {
-	w := keyOf(k)
+	var w key
+	w.set(k)
 	return t.find(&w, t.secret.hash(&w))
 }
 
 func (t *Table) find(k *key, h uint64) (Ref, Direction) {
-	const tag = ^uint64(1<<33 - 1)
-	want := h << 33
 	at := t.index.home(h)
 	for probe := 0; probe < maxProbe; probe++ {
 		b := &t.index.buckets[at]
-		for j := range b.slots {
-			s := atomic.LoadUint64(&b.slots[j])
-			if s&tag != want || s == 0 {
-				continue
+		for found := b.match(h); found != 0; found &= found - 1 {
+			j := bits.TrailingZeros64(found)
+			if j >= slotsPerBucket {
+				break // never: for the compiler
 			}
-			i, d := slotEntry(s), slotDirection(s)
+			s := atomic.LoadUint64(&b.slots[j])
+			i := slotEntry(s)
+			if int(i) >= len(t.entries) {
+				continue // a free slot looks like tag 0
+			}
 			e := &t.entries[i]
 			m := e.load()
 			// The entry must be the same living flow after the comparison.
-			if m.live() && e.matches(k, d) && e.load().same(m) {
-				return makeRef(i, m), d
+			if m.live() && e.matches(k, slotSide(s)) && e.load().same(m) {
+				return makeRef(i, m), Outbound + Direction(slotSide(s))
 			}
 		}
 		if atomic.LoadUint64(&b.over) == 0 {

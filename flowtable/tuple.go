@@ -96,12 +96,18 @@ type key struct {
 	p          uint64 // source port, destination port, protocol
 }
 
-func keyOf(k *Tuple) key {
-	return key{
-		a: binary.LittleEndian.Uint64(k.Src[0:8]), b: binary.LittleEndian.Uint64(k.Src[8:16]),
-		c: binary.LittleEndian.Uint64(k.Dst[0:8]), d: binary.LittleEndian.Uint64(k.Dst[8:16]),
-		p: uint64(k.SrcPort) | uint64(k.DstPort)<<16 | uint64(k.Proto)<<32,
-	}
+func keyOf(k *Tuple) (w key) {
+	w.set(k)
+	return w
+}
+
+// set fills w in place: a copy of it just after would wait for these stores.
+func (w *key) set(k *Tuple) {
+	w.a = binary.LittleEndian.Uint64(k.Src[0:8])
+	w.b = binary.LittleEndian.Uint64(k.Src[8:16])
+	w.c = binary.LittleEndian.Uint64(k.Dst[0:8])
+	w.d = binary.LittleEndian.Uint64(k.Dst[8:16])
+	w.p = uint64(k.SrcPort) | uint64(k.DstPort)<<16 | uint64(k.Proto)<<32
 }
 
 // addrOf is the inverse of what keyOf does to one address.

@@ -106,7 +106,7 @@ func (b *bind) receiver(fn conn.ReceiveFunc, closing <-chan struct{}) conn.Recei
 	w := b.rx.newWaiter()
 	var (
 		big   [groMessages][]byte
-		lent  []([]byte)
+		lent  [][]byte
 		batch = b.BatchSize()
 	)
 	if batch == deviceBatch {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -28,14 +29,14 @@ func attachCommand() *cli.Command {
 			apiFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "netns", Usage: "`PATH` of the namespace"},
 			&cli.IntFlag{Name: "pid", Usage: "a process `N` in the namespace"},
-			&cli.StringFlag{Name: "service", Required: true, Usage: "`NAME` of the service the task belongs to"},
+			&cli.StringFlag{Name: "service", Usage: "`NAME` of the service the task belongs to; required"},
 			&cli.StringFlag{Name: "account", Usage: "`ACCOUNT` of the service", Value: "default"},
 			&cli.StringFlag{Name: "name", Usage: "`ID` of the task (default: chosen by the host)"},
 			&cli.StringSliceFlag{Name: "primary-allow", Usage: "`CIDR[:PORT]` the task may reach by its primary interface"},
 			&cli.IntSliceFlag{Name: "primary-udp", Usage: "UDP `PORT` the task serves on its primary interface"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
+			if err := errors.Join(noArgs(c), required(c, "service")); err != nil {
 				return err
 			}
 			r := api.AttachRequest{

@@ -30,7 +30,16 @@ func jsonFlag() cli.Flag {
 }
 
 func configFlag() cli.Flag {
-	return &cli.StringFlag{Name: "config", Required: true, Usage: "configuration `FILE` (docs/config.md)"}
+	return &cli.StringFlag{Name: "config", Usage: "configuration `FILE` (docs/config.md); required"}
+}
+
+// required refuses a call without the flag. The library's own way prints the
+// help on standard output, which is for answers.
+func required(c *cli.Context, flag string) error {
+	if c.String(flag) == "" {
+		return usagef("%s needs --%s; `spillway %s --help` shows an example", c.Command.Name, flag, c.Command.Name)
+	}
+	return nil
 }
 
 func client(c *cli.Context) (*api.Client, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"maps"
 	"slices"
 
@@ -18,7 +19,7 @@ func keyCommand() *cli.Command {
 			"Example:\n   spillway key --config /etc/spillway/spillway.yaml",
 		Flags: []cli.Flag{configFlag(), jsonFlag()},
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
+			if err := errors.Join(noArgs(c), required(c, "config")); err != nil {
 				return err
 			}
 			keys, err := machine.PublicKeys(c.String("config"))

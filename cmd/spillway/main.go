@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string) int {
 	case err == nil:
 		return 0
 	case errors.As(err, &usage):
-		fmt.Fprintf(os.Stderr, "spillway: %v\n", err)
+		fmt.Fprintf(os.Stderr, "spillway: %v\n", usage) // the first of several is enough
 		return exitUsage
 	case errors.As(err, &told):
 		return told.code

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"runtime/debug"
 
@@ -19,7 +20,7 @@ func upCommand() *cli.Command {
 			"Example:\n   spillway up --config /etc/spillway/spillway.yaml",
 		Flags: append([]cli.Flag{configFlag()}, logFlags()...),
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
+			if err := errors.Join(noArgs(c), required(c, "config")); err != nil {
 				return err
 			}
 			log, err := logger(c)
@@ -40,10 +41,12 @@ func upCommand() *cli.Command {
 	}
 }
 
-// memoryLimit is the soft limit of a role's Go heap, in bytes. The packets
-// under way are bounded by number; the limit keeps the collector from letting
-// the heap double in between. Flow tables are mapped and do not count.
-const memoryLimit = 48 << 20
+// gcPercent is how far a role's Go heap may grow between two collections, in
+// percent. Packets under way lie in buffers of 64 KB of which hardly a page is
+// used: to the collector they are a large heap, and with the usual 100 % the
+// garbage could grow as large. The flow tables are mapped and do not count. A
+// memory limit would not do: it counts the unused pages too.
+const gcPercent = 20
 
 func roleCommand(name string) *cli.Command {
 	what := map[string]string{
@@ -57,15 +60,15 @@ func roleCommand(name string) *cli.Command {
 			"Example:\n   spillway " + name + " --config /etc/spillway/spillway.yaml",
 		Flags: append([]cli.Flag{configFlag()}, logFlags()...),
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
+			if err := errors.Join(noArgs(c), required(c, "config")); err != nil {
 				return err
 			}
 			log, err := logger(c)
 			if err != nil {
 				return err
 			}
-			if os.Getenv("GOMEMLIMIT") == "" {
-				debug.SetMemoryLimit(memoryLimit)
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
 			}
 			cfg := machine.RoleConfig{Path: c.String("config"), Logger: log}
 			if name == string(engine.RoleHost) {

@@ -201,6 +201,22 @@ func TestG3_LongTrains(t *testing.T) {
 	sameFlows(t, in, got)
 }
 
+func TestG5_MoreFlowsThanTrains(t *testing.T) {
+	for _, flows := range []int{maxTrains, maxTrains + 8} {
+		var in []packet.Packet
+		for i := range 96 {
+			src := netip.AddrPortFrom(client6.Addr(), uint16(1000+i%flows))
+			n := i / flows
+			in = append(in, plain(pkt.TCP(src, server6, packet.ACK, uint32(1+100*n), 1, bytes.Repeat([]byte{byte(n)}, 100))))
+		}
+		got := writeAll(t, vnetLen, in...)
+		sameFlows(t, in, got)
+		if flows == maxTrains && len(got) != flows {
+			t.Errorf("%d flows became %d writes: every flow has a train", flows, len(got))
+		}
+	}
+}
+
 func TestG1_WithoutOffloadsTheWireSeesTheSamePackets(t *testing.T) {
 	in := []packet.Packet{
 		pkt.Super(pkt.TCP(client4, server4, packet.ACK|packet.PSH|packet.FIN|packet.CWR, 1, 1, make([]byte, 5000)), 1400),

@@ -120,13 +120,14 @@ func (d *decoder) rule(n node, account func() string) (out []api.Rule) {
 // protocol reads a name, -1 or all, or an IANA number; names win over numbers
 // so that equal rules look equal.
 func (d *decoder) protocol(n node) string {
-	s := n.Value
+	var s string
 	if n.Kind == yaml.ScalarNode && n.Tag == "!!int" {
 		s = strconv.Itoa(d.number(n, -1, 255))
-	} else if v, ok := d.text(n); !ok {
-		return ""
 	} else {
-		s = v
+		var ok bool
+		if s, ok = d.text(n); !ok {
+			return ""
+		}
 	}
 	switch s {
 	case "all", "-1":

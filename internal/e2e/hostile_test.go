@@ -5,12 +5,12 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/gopacket/gopacket/layers"
 
-	"github.com/fe919326/spillway/engine/api"
 	"github.com/fe919326/spillway/internal/lab/netlab"
 	"github.com/fe919326/spillway/internal/lab/servers"
 )
@@ -155,27 +155,38 @@ func (w *world) openFlows(box *netlab.Box, text string) [2]uint16 {
 	return out
 }
 
-// TestZ4_TheEndpointItselfIsClosedFromInside: no address of the engine, of the
-// underlay or of the provider is reached through the tunnel.
+// TestZ4_TheEndpointItselfIsClosedFromInside: with rules that allow everything,
+// no address of the engine, of the machines or of a metadata service is reached
+// through the tunnel.
 func TestZ4_TheEndpointItselfIsClosedFromInside(t *testing.T) {
 	w := begin(t, scene{Pair: pairWith(anyPolicy), Attach: true})
 	check(t, w.reach(w.Tasks[0]))
-	for _, a := range []netip.Addr{w.Egress[0].Addr4, w.Egress[0].Addr6, w.Host.Addr4, netlab.EgressSubnet4(0), netlab.EgressSubnet6(0),
-		netlab.Client4, netlab.Client6, w.out4, w.out6,
-		netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("224.0.0.1")} {
-		for _, port := range []int{22, 51820} {
-			if c, err := w.dial(w.Tasks[0], "tcp", at(a, port), time.Second); err == nil {
-				c.Close()
-				t.Errorf("%v:%d is reached", a, port)
-			}
-			if err := w.mute(w.Tasks[0], at(a, port)); err == nil {
-				continue
-			}
+	// Somebody listens on every address of the egress machine.
+	local := must(servers.Start(w.Egress[0].Do, nil))(t)
+	defer local.Close()
+	var wg sync.WaitGroup
+	for _, a := range []netip.Addr{w.Egress[0].Addr4, w.Egress[0].Addr6, netlab.EgressSubnet4(0), netlab.EgressSubnet6(0), w.out4, w.out6,
+		w.Host.Addr4, netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("224.0.0.1")} {
+		for _, network := range []string{"tcp", "udp"} {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				c, err := w.dial(w.Tasks[0], network, at(a, servers.EchoPort), 2*time.Second)
+				if err != nil {
+					return
+				}
+				defer c.Close()
+				if err := say(c, "anybody?"); err == nil {
+					t.Errorf("%s: %v answers", network, a)
+				}
+			}()
 		}
 	}
-	var st api.Status
-	st = must(w.egress.Role(w.ctx, "egress"))(t)
-	if !st.Ready || st.Restarts != 0 {
+	wg.Wait()
+	if got := local.SeenAny(); len(got) > 0 {
+		t.Errorf("the egress machine's own servers were reached from %v", got)
+	}
+	if st := must(w.egress.Role(w.ctx, "egress"))(t); !st.Ready || st.Restarts != 0 {
 		t.Errorf("the egress was disturbed: %+v", st)
 	}
 }

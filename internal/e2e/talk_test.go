@@ -32,6 +32,23 @@ func (w *world) dial(box *netlab.Box, network, addr string, within time.Duration
 	return c, c.SetDeadline(time.Now().Add(within))
 }
 
+// dialFrom dials from a source address; the zero one means any.
+func (w *world) dialFrom(box *netlab.Box, network string, from netip.Addr, addr string, within time.Duration) (c net.Conn, err error) {
+	d := net.Dialer{Timeout: within}
+	d.SetMultipathTCP(false)
+	switch {
+	case from.IsValid() && network == "tcp":
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
+	case from.IsValid():
+		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
+	}
+	err = box.Do(func() error {
+		c, err = d.DialContext(w.ctx, network, addr)
+		return err
+	})
+	return c, err
+}
+
 // say sends text over an open connection to an echo server and wants it back.
 func say(c net.Conn, text string) error {
 	if _, err := c.Write([]byte(text)); err != nil {

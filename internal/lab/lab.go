@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +41,8 @@ type Lab struct {
 	Clock *clock.Fake
 	Trace *Trace
 	Wire  *Wire
+
+	owners sync.Map // outside address to *Machine
 
 	snapshot api.Snapshot
 	machines []*Machine
@@ -103,7 +106,7 @@ type Subnet struct {
 	nodes []*Node
 }
 
-// Subnet makes a subnet.
+// Subnet makes a subnet. All of them stand before the first egress starts.
 func (l *Lab) Subnet(name string, cidrs ...string) *Subnet {
 	s := &Subnet{Name: name, lab: l, port: uint32(len(l.subnets) + 7)}
 	l.subnets[name] = s
@@ -148,14 +151,11 @@ func (s *Subnet) deliver(p packet.Packet) {
 	s.lab.Trace.add(s.Name, p, "lost: no such address on the subnet")
 }
 
-// ownerOf is the machine that an outside address belongs to.
+// ownerOf is the machine that an outside address belongs to, or nil.
 func (l *Lab) ownerOf(a netip.Addr) *Machine {
-	for _, m := range l.machines {
-		if m.owns(a) {
-			return m
-		}
-	}
-	return nil
+	m, _ := l.owners.Load(a)
+	owner, _ := m.(*Machine)
+	return owner
 }
 
 // Endpoint describes an endpoint to make.
@@ -192,7 +192,7 @@ func (l *Lab) Endpoint(e Endpoint) {
 	}{{e.V4, &a.V4}, {e.V6, &a.V6}} {
 		if v.text != "" {
 			*v.to = netip.MustParseAddr(v.text)
-			e.Owner.outside = append(e.Owner.outside, *v.to)
+			l.owners.Store(*v.to, e.Owner)
 		}
 	}
 	for machine, prefixes := range e.Lend {

@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,11 +19,11 @@ type Machine struct {
 	Name   string
 	Engine *engine.Engine // nil while it is stopped
 
-	lab     *Lab
-	role    engine.Role
-	config  func(*engine.Config)
-	outside []netip.Addr
-	tasks   []*attachment // host: what a restart attaches again
+	lab    *Lab
+	role   engine.Role
+	config func(*engine.Config)
+	tasks  []*attachment // host: what a restart attaches again
+	tables string        // where a crashed machine's flow tables are
 
 	mu     sync.Mutex
 	far    *device.PipeEnd   // guarded by mu; the other end of the engine's link
@@ -151,6 +150,7 @@ func (m *Machine) Crash(tables string) {
 			m.lab.TB.Fatal(err)
 		}
 	}
+	m.tables = kept
 	former := m.config
 	m.config = func(c *engine.Config) {
 		former(c)
@@ -195,10 +195,6 @@ func (m *Machine) put(p packet.Packet) {
 	}
 	pk.GSO, pk.Port = p.GSO, p.Port
 	far.Write(b)
-}
-
-func (m *Machine) owns(a netip.Addr) bool {
-	return m.role == engine.RoleEgress && slices.Contains(m.outside, a)
 }
 
 // Attach starts a task on a host that leaves by endpoint.

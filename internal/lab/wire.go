@@ -314,3 +314,10 @@ type tunnelPeer = tunnel.Peer
 
 // anywhere is the prefixes of a peer that leads everywhere.
 var anywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+
+// Connected is the end that Connect gave last, or nil.
+func (w *Wire) Connected(machine, peer string) *End {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ends[[2]string{machine, peer}]
+}

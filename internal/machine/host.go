@@ -11,14 +11,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/fe919326/spillway/engine"
 	"github.com/fe919326/spillway/engine/api"
 	"github.com/fe919326/spillway/engine/device"
-	"github.com/fe919326/spillway/internal/config"
 	"github.com/fe919326/spillway/internal/hostnet"
 	"github.com/fe919326/spillway/internal/ipam"
 )
@@ -49,7 +47,8 @@ type attached struct {
 	Request api.AttachRequest `json:"request"`
 
 	net *hostnet.Attachment
-	ns  *hostnet.NS
+	ns  *hostnet.NS // open from reserve or connect until the task is gone
+	id  nsID
 }
 
 // RunHost runs the host role until ctx ends.
@@ -73,7 +72,7 @@ func RunHost(ctx context.Context, cfg RoleConfig) error {
 	mux.Handle("GET /v1/tasks", handler(func(*http.Request) ([]api.Task, error) { return h.list(), nil }))
 	mux.Handle("PUT /v1/snapshot", handler(h.apply))
 	mux.Handle("GET /v1/status", handler(func(*http.Request) ([]api.Status, error) { return h.status(true), nil }))
-	return h.run(ctx, mux, h.reaper)
+	return h.run(ctx, mux, h.reaper, h.watch)
 }
 
 // load reads the tasks of an earlier run: they are taken up again when the
@@ -220,9 +219,13 @@ func (h *hostRole) attach(r *http.Request) (api.Task, error) {
 	if err != nil {
 		return api.Task{}, badRequest{err}
 	}
-	a, err := h.reserve(req, ep)
+	ns, err := openNamespace(req)
 	if err != nil {
-		return api.Task{}, err
+		return api.Task{}, badRequest{err}
+	}
+	a, err := h.reserve(req, ep, ns)
+	if err != nil {
+		return api.Task{}, errors.Join(err, ns.Close())
 	}
 	defer h.release(req.ID)
 	if err := h.connect(a, begun); err != nil {
@@ -232,12 +235,19 @@ func (h *hostRole) attach(r *http.Request) (api.Task, error) {
 	return a.Task, nil
 }
 
-// reserve takes an id, an inner address and a port for a new task.
-func (h *hostRole) reserve(req api.AttachRequest, ep *api.Endpoint) (*attached, error) {
+// reserve takes an id, an inner address and a port for a new task in ns. A
+// namespace holds one task: undoing a second attach that fails would take the
+// first one's interface and rules away.
+func (h *hostRole) reserve(req api.AttachRequest, ep *api.Endpoint, ns *hostnet.NS) (*attached, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.tasks[req.ID] != nil || h.busy[req.ID] {
 		return nil, fmt.Errorf("%q: %w", req.ID, engine.ErrTaskExists)
+	}
+	for id, a := range h.tasks {
+		if a.ns != nil && a.ns.Same(ns) {
+			return nil, fmt.Errorf("the namespace is that of task %q: %w", id, engine.ErrTaskExists)
+		}
 	}
 	c, err := choose(ep, h.file.Machine, func(index int) int { return h.inner[poolKey(ep.ID, index)].Len() })
 	if err != nil {
@@ -248,7 +258,7 @@ func (h *hostRole) reserve(req api.AttachRequest, ep *api.Endpoint) (*attached, 
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{Pool: key, Index: c.index, Port: h.newPortLocked(), Request: req}
+	a := &attached{Pool: key, Index: c.index, Port: h.newPortLocked(), Request: req, ns: ns}
 	a.Task = api.Task{
 		ID: req.ID, Account: req.Account, Service: req.Service, Endpoint: ep.ID, Interface: taskInterface,
 		Netns: req.Netns, MTU: tunnelMTU(h.file), Attached: time.Now(),
@@ -297,17 +307,22 @@ func (h *hostRole) takePortLocked(p int) {
 // come first, so that nothing leaks before the interface is there. begun is
 // when somebody began to wait; the zero time means that nobody does.
 func (h *hostRole) connect(a *attached, begun time.Time) (err error) {
-	ns, err := openNamespace(a.Request)
+	ns, err := h.openTask(a)
 	if err != nil {
 		return badRequest{err}
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.closeTask(a))
+		}
+	}()
 	cfg, err := h.attachConfig(a, ns)
 	if err != nil {
-		return errors.Join(err, ns.Close())
+		return err
 	}
 	att, err := hostnet.Prepare(cfg)
 	if err != nil {
-		return errors.Join(err, ns.Close())
+		return err
 	}
 	var tun *device.TUN
 	defer func() {
@@ -317,7 +332,7 @@ func (h *hostRole) connect(a *attached, begun time.Time) (err error) {
 		if tun != nil {
 			err = errors.Join(err, tun.Close())
 		}
-		err = errors.Join(err, att.Detach(hostnet.DetachOptions{}), ns.Close())
+		err = errors.Join(err, att.Detach(hostnet.DetachOptions{}))
 	}()
 	opened := time.Now()
 	err = ns.Do(func() (err error) {
@@ -344,8 +359,35 @@ func (h *hostRole) connect(a *attached, begun time.Time) (err error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	a.net, a.ns, a.Task.Steps = att, ns, steps
+	a.net, a.id, a.Task.Steps = att, identity(ns.FD()), steps
 	return nil
+}
+
+// openTask opens the namespace of a task of an earlier run; reserve did it for
+// others.
+func (h *hostRole) openTask(a *attached) (*hostnet.NS, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if a.ns == nil {
+		ns, err := openNamespace(a.Request)
+		if err != nil {
+			return nil, err
+		}
+		a.ns = ns
+	}
+	return a.ns, nil
+}
+
+// closeTask lets go of a task's namespace.
+func (h *hostRole) closeTask(a *attached) error {
+	h.mu.Lock()
+	ns := a.ns
+	a.ns = nil
+	h.mu.Unlock()
+	if ns == nil {
+		return nil
+	}
+	return ns.Close()
 }
 
 // attachConfig is what the kernel must be told about a task.
@@ -439,44 +481,10 @@ func (h *hostRole) disconnect(a *attached) error {
 		errs = append(errs, err)
 	}
 	if a.net != nil {
-		errs = append(errs, a.net.Detach(hostnet.DetachOptions{}), a.ns.Close())
+		errs = append(errs, a.net.Detach(hostnet.DetachOptions{}), h.closeTask(a))
 	}
 	h.forget(a)
 	return errors.Join(errs...)
-}
-
-// portDown hears of a TUN that has gone, as when its namespace was deleted.
-func (h *hostRole) portDown(port uint32, err error) {
-	h.mu.Lock()
-	var gone *attached
-	for _, a := range h.tasks {
-		if a.Port == port && !h.busy[a.Task.ID] {
-			gone = a
-			h.busy[a.Task.ID] = true
-		}
-	}
-	h.mu.Unlock()
-	if gone == nil {
-		return
-	}
-	h.log.Warn("a task's interface has gone", "task", gone.Task.ID, "err", err)
-	h.reap <- gone
-}
-
-// reaper ends tasks whose interface has gone, so that their addresses and
-// ports are given back without anybody asking.
-func (h *hostRole) reaper(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case a := <-h.reap:
-			if err := h.disconnect(a); err != nil {
-				h.log.Debug("a task that has gone", "task", a.Task.ID, "err", err)
-			}
-			h.release(a.Task.ID)
-		}
-	}
 }
 
 // list returns the tasks with their counters.
@@ -490,48 +498,4 @@ func (h *hostRole) list() []api.Task {
 		}
 	}
 	return out
-}
-
-// openNamespace opens the namespace that a request names.
-func openNamespace(r api.AttachRequest) (*hostnet.NS, error) {
-	if r.PID != 0 {
-		return hostnet.OpenPID(r.PID)
-	}
-	if !strings.HasPrefix(r.Netns, "/") {
-		return nil, fmt.Errorf("netns %q: want an absolute path", r.Netns)
-	}
-	return hostnet.OpenNS(r.Netns)
-}
-
-// destinations parses what --primary-allow names.
-func destinations(list []string) ([]hostnet.Destination, error) {
-	var out []hostnet.Destination
-	for _, s := range list {
-		d, err := hostnet.ParseDestination(s)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, d)
-	}
-	return out, nil
-}
-
-// presets are well-known destinations that a platform's tasks reach by their
-// primary: metadata services and what stands beside them.
-var presets = map[string][]string{
-	"ec2":        {"169.254.169.254", "169.254.170.2", "169.254.169.253", "169.254.169.123", "fd00:ec2::254", "fd00:ec2::253"},
-	"gce":        {"169.254.169.254"},
-	"kubernetes": {"169.254.25.10", "169.254.20.10"},
-}
-
-// excluded is what the configuration keeps on the primary.
-func excluded(x config.Exclude) ([]hostnet.Destination, error) {
-	var list []string
-	for _, p := range x.Presets {
-		list = append(list, presets[p]...)
-	}
-	for _, p := range x.CIDRs {
-		list = append(list, p.String())
-	}
-	return destinations(list)
 }

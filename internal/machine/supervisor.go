@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -54,6 +55,9 @@ func Up(ctx context.Context, cfg UpConfig) error {
 	if err != nil {
 		return err
 	}
+	if err := notYet(file, s.log); err != nil {
+		return err
+	}
 	if err := makeDirs(file); err != nil {
 		return err
 	}
@@ -90,6 +94,25 @@ func Up(ctx context.Context, cfg UpConfig) error {
 		go func() { defer wg.Done(); s.push(ctx, c) }()
 	}
 	return serve(ctx, l, s.routes(), s.log)
+}
+
+// notYet refuses what the configuration may say but this version cannot do,
+// where silence would leave an operator in error, and warns of the rest.
+func notYet(f *config.File, log *slog.Logger) error {
+	switch {
+	case f.Store != "" && f.Store != "embedded":
+		return fmt.Errorf("%s: store: %s: this version keeps its state in files only: use store: embedded", f.Path, f.Store)
+	case f.Control.Address != "":
+		return fmt.Errorf("%s: control: this version cannot join a control machine: list the machines under machines: instead", f.Path)
+	}
+	for name, addr := range map[string]netip.AddrPort{
+		"metrics": f.Listen.Metrics, "api_tls": f.Listen.APITLS, "apprunner": f.Listen.AppRunner,
+	} {
+		if addr.IsValid() {
+			log.Warn("this version does not listen there yet", "listen", name, "address", addr)
+		}
+	}
+	return nil
 }
 
 // supervised is the roles of file that run as children. Control is not among

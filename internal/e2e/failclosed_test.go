@@ -1,0 +1,194 @@
+//go:build netns && linux
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
+	"github.com/fe919326/spillway/internal/lab/netlab"
+	"github.com/fe919326/spillway/internal/lab/servers"
+)
+
+// strangers are destinations that a task must never reach by its primary: the
+// private servers, and hosts of the provider's network and beyond.
+func (w *world) strangers() []netip.Addr {
+	return append(families(w.server), netlab.Client4, netlab.Client6, netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("2001:db8:9::9"))
+}
+
+// knock makes a task try everything it can towards addresses outside, as its
+// application and as its root: TCP, UDP, from any source and from the
+// primary's own, and by raw packets on the primary.
+func (w *world) knock(i int) (tries int) {
+	w.t.Helper()
+	task := w.Tasks[i]
+	var wg sync.WaitGroup
+	for _, dst := range w.strangers() {
+		bound := task.Addr4
+		if dst.Is6() {
+			bound = task.Addr6
+		}
+		for _, network := range []string{"tcp", "udp"} {
+			for _, from := range []netip.Addr{{}, bound} {
+				tries++
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					c, err := w.dialFrom(task, network, from, at(dst, servers.EchoPort), 400*time.Millisecond)
+					if err == nil {
+						// Whether it leaves is what the capture tells.
+						_, _ = c.Write([]byte("in clear?"))
+						c.Close()
+					}
+				}()
+			}
+		}
+	}
+	wg.Wait()
+	return tries
+}
+
+// inClear counts what a task sent by its primary that it should not: anything
+// but neighbour resolution and packets to client, which asked for them.
+func inClear(c *netlab.Capture, clients ...netip.Addr) (n int, first string) {
+	for _, f := range c.Frames() {
+		p := gopacket.NewPacket(f.Data, layers.LayerTypeEthernet, gopacket.NoCopy)
+		if f.Outgoing || p.NetworkLayer() == nil {
+			continue
+		}
+		dst, _ := netip.AddrFromSlice(p.NetworkLayer().NetworkFlow().Dst().Raw())
+		if i, ok := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); ok {
+			if t := i.TypeCode.Type(); t >= 130 && t <= 143 { // MLD and neighbour discovery
+				continue
+			}
+		}
+		answer := false
+		for _, a := range clients {
+			answer = answer || a == dst
+		}
+		if answer {
+			continue
+		}
+		if n++; first == "" {
+			first = p.String()
+		}
+	}
+	return n, first
+}
+
+// serveHTTP answers on the task's wildcard address, as an application does.
+func (w *world) serveHTTP(box *netlab.Box) (stop func()) {
+	l := must(box.Listen("tcp", ":8080"))(w.t)
+	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(rw, "the app saw %s", r.RemoteAddr)
+	})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l) // ends by Close
+	}()
+	return func() { srv.Close(); <-done }
+}
+
+// request asks the task's application from the provider's network, by the
+// primary, in both families.
+func (w *world) request(i int) error {
+	for _, a := range families(w.Tasks[i]) {
+		c, err := w.dial(w.Prov, "tcp", at(a, 8080), 5*time.Second)
+		if err != nil {
+			return fmt.Errorf("request to %v: %w", a, err)
+		}
+		_, err = c.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
+		b := make([]byte, 12)
+		if err == nil {
+			_, err = c.Read(b)
+		}
+		c.Close()
+		if err != nil || string(b) != "HTTP/1.0 200" {
+			return fmt.Errorf("answer of %v: %q, %v", a, b, err)
+		}
+	}
+	return nil
+}
+
+// TestS26_Z31_Z33_FailsClosed: whatever is killed, deleted or flushed, by the
+// task's root too, nothing that the task starts leaves by the primary, and
+// requests that come in by it are answered by it (S23) and by nothing else
+// (S24).
+func TestS26_Z31_Z33_FailsClosed(t *testing.T) {
+	kill := func(w *world) {
+		st := must(w.host.Role(w.ctx, "host"))(w.t)
+		check(w.t, syscall.Kill(st.PID, syscall.SIGKILL))
+	}
+	for _, sc := range []struct {
+		name    string
+		do      func(*world)
+		answers bool // requests are still answered
+		back    bool // the way out comes back by itself
+	}{
+		{"nothing broken", func(*world) {}, true, true},
+		{"host role killed", kill, true, true},
+		{"host stopped, tasks attached", func(w *world) { check(w.t, w.host.Stop()) }, true, false},
+		{"supervisor and host killed", func(w *world) { check(w.t, w.host.Kill(w.ctx)) }, true, false},
+		{"egress gone", func(w *world) { check(w.t, w.egress.Kill(w.ctx)) }, true, false},
+		{"root deletes spill0", func(w *world) { w.root(w.Tasks[0], "ip", "link", "del", "spill0") }, true, false},
+		{"root deletes spill0 with the engine dead", func(w *world) {
+			check(w.t, w.host.Kill(w.ctx))
+			w.root(w.Tasks[0], "ip", "link", "del", "spill0")
+		}, true, false},
+		{"root flushes the tunnel's routes", func(w *world) {
+			w.root(w.Tasks[0], "ip", "route", "flush", "table", "5350")
+			w.root(w.Tasks[0], "ip", "-6", "route", "flush", "table", "5350")
+		}, true, false},
+		{"root flushes rules and guard", func(w *world) {
+			for _, f := range []string{"-4", "-6"} {
+				for prio := 5350; prio < 5360; prio++ {
+					// Some priorities have no rule.
+					_, _ = w.exec(w.Tasks[0], 5*time.Second, "ip", f, "rule", "del", "priority", fmt.Sprint(prio))
+				}
+			}
+			w.root(w.Tasks[0], "nft", "flush", "ruleset")
+		}, true, false},
+	} {
+		t.Run(sc.name, func(t *testing.T) {
+			w := begin(t, scene{Attach: true})
+			check(t, w.reach(w.Tasks[0]))
+			defer w.serveHTTP(w.Tasks[0])()
+			outer := w.capture(w.Host, netlab.TaskPeer(0))
+			inner := w.capture(w.Tasks[0], "spill0")
+			check(t, w.request(0))
+			sc.do(w)
+			tries := w.knock(0)
+			if sc.answers {
+				eventually(t, 5*time.Second, func() error { return w.request(0) })
+			}
+			// Frames that the host's end of the primary receives are counted
+			// before its guard drops them only where the task has sent them
+			// at all: what the guard outside stops is caught behind it.
+			if n, first := w.escaped(outer); n > 0 {
+				t.Errorf("%d packets left in clear in %d tries; the first:\n%s", n, tries, first)
+			}
+			if n := inner.Count(netlab.Match{Has: []byte("the app saw")}); n > 0 {
+				t.Errorf("%d packets of an answer to a request went by spill0", n)
+			}
+			if sc.back {
+				eventually(t, 20*time.Second, func() error { return w.reach(w.Tasks[0]) })
+			}
+		})
+	}
+}
+
+// escaped counts what left the host's bridge for the provider's network, or
+// reached anybody there. outer, on the host's end of the task's primary, is
+// for the message.
+func (w *world) escaped(outer *netlab.Capture) (int, string) {
+	return inClear(outer, netlab.Client4, netlab.Client6)
+}
