@@ -349,7 +349,7 @@ func (e *Engine) closeRetired(now clock.Mono) {
 		if now.Sub(r.at) < retireAfter {
 			return false
 		}
-		err := r.slot.table.Close()
+		err := r.slot.close()
 		if r.slot.path != "" {
 			err = errors.Join(err, os.Remove(r.slot.path))
 		}
@@ -385,7 +385,7 @@ func (e *Engine) newSlot(key slotKey, ep *api.Endpoint, addr api.EndpointAddress
 	s.looseUntil = now.Add(e.cfg.LoosePickup)
 	cfg := e.tableConfig(fmt.Sprintf("%s-%d-%x", ep.ID, key.index, low32(s.v4)+low32(s.v6)), s)
 	s.path = cfg.Path
-	table, err := flowtable.Open(cfg, now)
+	table, err := e.openTable(cfg, now)
 	if err != nil {
 		return nil, fmt.Errorf("flow table of endpoint %s: %w", ep.ID, err)
 	}
@@ -427,6 +427,21 @@ func (e *Engine) tableConfig(name string, s *slot) flowtable.Config {
 		}
 	}
 	return cfg
+}
+
+// openTable opens a flow table. A file of another size or layout, as after a
+// change of MaxFlows or an upgrade, is put away: its flows are lost, which the
+// log tells.
+func (e *Engine) openTable(cfg flowtable.Config, now clock.Mono) (*flowtable.Table, error) {
+	t, err := flowtable.Open(cfg, now)
+	if errors.Is(err, flowtable.ErrLayout) && cfg.Path != "" {
+		e.log.Warn("a flow table is begun anew, its flows are lost", "path", cfg.Path, "why", err)
+		if err := os.Remove(cfg.Path); err != nil {
+			return nil, err
+		}
+		return flowtable.Open(cfg, now)
+	}
+	return t, err
 }
 
 // compilePolicies compiles one policy per endpoint.
@@ -490,10 +505,10 @@ func (e *Engine) closeTables() error {
 	defer e.mu.Unlock()
 	var errs []error
 	for sl := range maps.Values(e.slots) {
-		errs = append(errs, sl.table.Close())
+		errs = append(errs, sl.close())
 	}
 	for _, r := range e.retired {
-		errs = append(errs, r.slot.table.Close())
+		errs = append(errs, r.slot.close())
 	}
 	if e.flows != nil {
 		errs = append(errs, e.flows.Close())

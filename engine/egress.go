@@ -129,6 +129,11 @@ type slot struct {
 
 	sampling sync.Mutex // orders samples of the same flow
 
+	// open is held, shared, by whoever reads table outside Run's goroutines.
+	// Nothing else is locked meanwhile.
+	open   sync.RWMutex
+	closed bool // guarded by open
+
 	out, in flowCount
 	drops   counters
 }

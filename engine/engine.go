@@ -231,7 +231,7 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) startLocked(ctx context.Context, g *group) error {
 	switch e.cfg.Role {
 	case RoleHost:
-		t, err := flowtable.Open(e.tableConfig("host", nil), e.clock.Mono())
+		t, err := e.openTable(e.tableConfig("host", nil), e.clock.Mono())
 		if err != nil {
 			return fmt.Errorf("flow table of the host: %w", err)
 		}

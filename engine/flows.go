@@ -81,22 +81,58 @@ func (e *Engine) liveSlots() []*slot {
 	return out
 }
 
-// Flows yields every live flow of this egress. It may be slow: the path does
-// not wait for it.
+// Flows yields every live flow of this egress. It may be slow: neither the path
+// waits for it nor Run's end, after which it yields nothing more.
 func (e *Engine) Flows() iter.Seq[api.Flow] {
 	return func(yield func(api.Flow) bool) {
 		now, wall := e.clock.Mono(), e.clock.Wall()
 		for _, s := range e.liveSlots() {
-			more := true
-			s.table.All(func(_ flowtable.Ref, f *flowtable.Entry) bool {
-				more = yield(apiFlow(s, f, now, wall))
-				return more
-			})
-			if !more {
-				return
+			for _, ref := range s.refs() {
+				f, ok := s.flow(ref, now, wall)
+				if ok && !yield(f) {
+					return
+				}
 			}
 		}
 	}
+}
+
+// refs returns what is in the table now, nothing once it is closed.
+func (s *slot) refs() []flowtable.Ref {
+	s.open.RLock()
+	defer s.open.RUnlock()
+	if s.closed {
+		return nil
+	}
+	out := make([]flowtable.Ref, 0, s.table.Len())
+	s.table.All(func(ref flowtable.Ref, _ *flowtable.Entry) bool {
+		out = append(out, ref)
+		return true
+	})
+	return out
+}
+
+// flow returns one of refs as people see it, unless it ended meanwhile.
+func (s *slot) flow(ref flowtable.Ref, now clock.Mono, wall time.Time) (api.Flow, bool) {
+	s.open.RLock()
+	defer s.open.RUnlock()
+	if s.closed {
+		return api.Flow{}, false
+	}
+	f := s.table.Entry(ref)
+	if f == nil {
+		return api.Flow{}, false
+	}
+	return apiFlow(s, f, now, wall), true
+}
+
+// close ends the table. Workers must have let go of it; whoever reads it for
+// people is waited for.
+func (s *slot) close() error {
+	s.open.Lock()
+	defer s.open.Unlock()
+	s.closed = true
+	return s.table.Close()
 }
 
 // apiFlow is f as people see it.

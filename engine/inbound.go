@@ -109,8 +109,7 @@ func (w *worker) backward(s *slot, pk *packet.Packet, now clock.Mono) Reason {
 		}
 		return r
 	}
-	f := s.table.Entry(ref)
-	if f == nil {
+	if !s.table.Load(ref, &w.flow) {
 		return packet.Unsolicited
 	}
 	if r := p.DecrementTTL(); r != packet.OK {
@@ -119,8 +118,7 @@ func (w *worker) backward(s *slot, pk *packet.Packet, now clock.Mono) Reason {
 	if p.Proto == packet.ProtoTCP && p.Flags&packet.SYN != 0 {
 		p.ClampMSS(s.mss(p.Version))
 	}
-	inner := f.Inner()
-	nat.RewriteDestination(p, inner.Src, inner.SrcPort)
+	nat.RewriteDestination(p, w.flow.Inner.Src, w.flow.Inner.SrcPort)
 	pk.Data, pk.Peer = p.Data, 0 // routed by its destination
 	s.count(&s.in, p)
 	return packet.OK
@@ -229,11 +227,10 @@ func (w *worker) hostInboundOne(v *hostView, pk *packet.Packet, now clock.Mono) 
 	if ref == 0 || dir != flowtable.Inbound {
 		return packet.Unsolicited
 	}
-	f := v.flows.Entry(ref)
-	if f == nil {
+	if !v.flows.Load(ref, &w.flow) {
 		return packet.Unsolicited
 	}
-	t := v.task(f.Task())
+	t := v.task(w.flow.Task)
 	if t == nil || (p.Dst != t.inner4 && p.Dst != t.inner6) {
 		return packet.NoRoute
 	}

@@ -90,10 +90,11 @@ func (w *worker) hostOutboundOne(v *hostView, t *task, pk *packet.Packet, now cl
 		}
 	}
 	f := flowtable.Flow{Inner: k, Outside: k.Src, OutsidePort: k.SrcPort, Task: t.port}
-	if _, r := v.flows.Insert(&f, &w.segment, now); r != packet.FlowExists {
-		return r
+	ref, r := v.flows.Insert(&f, &w.segment, now)
+	if r == packet.FlowExists { // another worker was first: this is the flow's second packet
+		r = v.flows.Observe(ref, flowtable.Outbound, &w.segment, now)
 	}
-	return packet.OK
+	return r
 }
 
 // hostErrorOutbound lets a task's ICMP error pass if it is about an answer of
@@ -273,8 +274,7 @@ func (w *worker) forward(v *egressView, d *delegation, pk *packet.Packet, now cl
 			return r
 		}
 	}
-	f := s.table.Entry(ref)
-	if f == nil {
+	if !s.table.Load(ref, &w.flow) {
 		return packet.FlowExpired
 	}
 	if r := p.DecrementTTL(); r != packet.OK {
@@ -283,8 +283,7 @@ func (w *worker) forward(v *egressView, d *delegation, pk *packet.Packet, now cl
 	if p.Proto == packet.ProtoTCP && p.Flags&packet.SYN != 0 {
 		p.ClampMSS(s.mss(p.Version))
 	}
-	addr, port := f.Outside()
-	nat.RewriteSource(p, addr, port)
+	nat.RewriteSource(p, w.flow.Outside, w.flow.OutsidePort)
 	pk.Data, pk.Port = p.Data, s.port
 	s.count(&s.out, p)
 	return packet.OK
@@ -308,8 +307,8 @@ func (w *worker) admit(d *delegation, now clock.Mono) (flowtable.Ref, Reason) {
 		return 0, packet.TaskRateLimit
 	}
 	ref, r := s.mapper.Admit(p, &w.segment, nat.Meta{Task: t, Rule: rule, Policy: set.Version()}, now)
-	if r == packet.FlowExists {
-		return ref, packet.OK
+	if r == packet.FlowExists { // another worker was first: this is the flow's second packet
+		r = s.table.Observe(ref, flowtable.Outbound, &w.segment, now)
 	}
 	return ref, r
 }

@@ -30,6 +30,7 @@ type worker struct {
 
 	parsed  packet.Parsed
 	segment flowtable.Segment
+	flow    flowtable.Flow
 	// replies are packets the engine itself answers a task with. They go back
 	// the way the refused packet came.
 	replies *packet.Batch

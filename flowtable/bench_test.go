@@ -184,6 +184,18 @@ func BenchmarkFlows(b *testing.B) {
 				measure(b, func(int) { runtime.GC() })
 			})
 			if o, ok := t.(ours); ok {
+				b.Run("random-batch", func(b *testing.B) {
+					var found [64]Found
+					from := cpuTime()
+					for n := 0; n < b.N; n += len(found) {
+						at := n % (million - len(found))
+						o.LookupBatch(keys[at:at+len(found)], found[:])
+						if found[5].Ref == 0 {
+							b.Fatal("not found")
+						}
+					}
+					b.ReportMetric(float64(cpuTime()-from)/float64(b.N), "cpu-ns/op")
+				})
 				b.Run("memory", func(b *testing.B) {
 					for range b.N {
 						b.ReportMetric(float64(len(o.region.bytes()))/million, "B/flow")

@@ -1,12 +1,8 @@
-//go:build xsync
-
 package flowtable
 
 import "github.com/puzpuzpuz/xsync/v4"
 
-func newXsyncMap() rival { return xMap{xsync.NewMap[Tuple, *Entry]()} }
-
-var newXsync = newXsyncMap
+func newXsync() rival { return xMap{xsync.NewMap[Tuple, *Entry]()} }
 
 type xMap struct{ *xsync.Map[Tuple, *Entry] }
 

@@ -43,11 +43,13 @@ func TestNoAllocs(t *testing.T) {
 	tab := openTable(t, Config{MaxFlows: 4096})
 	k := &talk{t: t, tab: tab, f: flowOf(protoTCP, 1, 1000), now: start, wild: 60000}
 	k.established()
-	u := flowOf(protoUDP, 1, 2)
+	f1, u := flowOf(protoUDP, 9, 9), flowOf(protoUDP, 1, 2)
 	uref, _ := tab.Insert(&u, &dgram, start)
 	s := k.seg(ack, 101, 501, 100)
 	synSeg := k.seg(syn, 1, 0, 0)
 	reply := u.Reply()
+	var found [3]Found
+	keys := [3]Tuple{reply, u.Inner, f1.Inner}
 	var p packet.Parsed
 	p.Data, p.Proto, p.Payload = make([]byte, 100), protoUDP, 28
 	// Warm up what grows once.
@@ -60,6 +62,7 @@ func TestNoAllocs(t *testing.T) {
 	port := uint16(0)
 	for name, f := range map[string]func(){
 		"Lookup":         func() { tab.Lookup(&reply) },
+		"LookupBatch":    func() { tab.LookupBatch(keys[:], found[:]) },
 		"Observe TCP":    func() { tab.Observe(k.ref, Outbound, s, start) },
 		"Observe UDP":    func() { tab.Observe(uref, Inbound, &dgram, start) },
 		"Entry, Load":    func() { var f Flow; tab.Load(uref, &f); tab.Entry(uref).Counters() },

@@ -318,6 +318,17 @@ func agree(t *testing.T, tab *Table, w *twin, step int) {
 			t.Fatalf("step %d: Lookup %+v: got %x %v, want %x %v", step, k, r, got, e.ref, d)
 		}
 	}
+	keys := []Tuple{{}} // one that is not there
+	for k := range w.flows {
+		keys = append(keys, k)
+	}
+	found := make([]Found, len(keys))
+	tab.LookupBatch(keys, found)
+	for i, k := range keys {
+		if r, d := tab.Lookup(&k); found[i] != (Found{r, d}) {
+			t.Fatalf("step %d: LookupBatch %+v: got %+v, want %x %v", step, k, found[i], r, d)
+		}
+	}
 	seen := 0
 	tab.All(func(r Ref, x *Entry) bool {
 		seen++

@@ -82,7 +82,7 @@ func (t *Table) Sweep(now Mono, budget int) int {
 		return 0
 	}
 	budget = min(budget, high)
-	from := int(t.hand.Add(uint64(budget))-uint64(budget)) % high
+	from := t.advance(budget, high)
 	at, removed := tickOf(now), 0
 	for n := range budget {
 		i := from + n
@@ -100,6 +100,26 @@ func (t *Table) Sweep(now Mono, budget int) int {
 	}
 	t.stats.expired.Add(uint64(removed))
 	return removed
+}
+
+// advance moves the hand on by n of high entries and returns where it was. The
+// hand is an index, not a count: with a count modulo high it would jump, and
+// pass entries over, whenever high grows.
+func (t *Table) advance(n, high int) int {
+	for {
+		at := t.hand.Load()
+		from := at
+		if from >= uint64(high) {
+			from = 0
+		}
+		to := from + uint64(n)
+		if to >= uint64(high) {
+			to -= uint64(high)
+		}
+		if t.hand.CompareAndSwap(at, to) {
+			return int(from)
+		}
+	}
 }
 
 // All calls f for every flow until f returns false. Flows that come or go

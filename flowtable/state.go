@@ -67,7 +67,7 @@ func (s State) fits(proto uint8) bool {
 	return false
 }
 
-// timeout is the idle time of a TCP flow in state s.
+// tcp is the idle time of a TCP flow in state s.
 func (t *Timeouts) tcp(s State, f connFlags) time.Duration {
 	switch s {
 	case SynSent, SynCross, SynReceived:

@@ -46,7 +46,7 @@ func (a *tasks) shard(task uint32) *taskShard {
 	return &a.shards[task*0x9e3779b1>>26]
 }
 
-// use returns the counts of task, made if missing. mu is held.
+// useLocked returns the counts of task, made if missing. mu is held.
 func (s *taskShard) useLocked(task uint32) *taskUse {
 	u := s.of[task]
 	if u == nil {

@@ -44,22 +44,21 @@ func newPlainTUN() *plainTUN {
 }
 
 func (p *plainTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	for n := 0; ; {
-		if !p.cutting {
-			select {
-			case <-p.send:
-			case <-p.closed:
-				return 0, os.ErrClosed
-			}
-			p.seg.Start(&p.super.Packets[0])
-			p.cutting = true
+	if !p.cutting {
+		select {
+		case <-p.send:
+		case <-p.closed:
+			return 0, os.ErrClosed
 		}
-		for n < len(bufs) && p.cutting {
-			sizes[n], p.cutting = p.seg.Next(bufs[n][offset : len(bufs[n])-64])
-			n++
-		}
-		return n, nil
+		p.seg.Start(&p.super.Packets[0])
+		p.cutting = true
 	}
+	n := 0
+	for n < len(bufs) && p.cutting {
+		sizes[n], p.cutting = p.seg.Next(bufs[n][offset : len(bufs[n])-64])
+		n++
+	}
+	return n, nil
 }
 
 func (p *plainTUN) Write(bufs [][]byte, offset int) (int, error) {

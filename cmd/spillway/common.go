@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -60,6 +61,11 @@ func noArgs(c *cli.Context) error {
 
 // oneArg returns the only argument, what it is being named for the error.
 func oneArg(c *cli.Context, what string) (string, error) {
+	for _, a := range c.Args().Slice() {
+		if strings.HasPrefix(a, "-") {
+			return "", usagef("%s: flags come before the %s: %q is too late", c.Command.Name, what, a)
+		}
+	}
 	if c.NArg() != 1 {
 		return "", usagef("%s needs exactly one %s", c.Command.Name, what)
 	}

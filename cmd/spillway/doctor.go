@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -37,7 +36,7 @@ func doctorCommand() *cli.Command {
 				err = table(c.App.Writer, "STATE\tWHAT\tDETAIL", rows)
 			}
 			if err == nil && bad > 0 {
-				err = errors.New(fmt.Sprintf("%d of %d checks failed", bad, len(findings)))
+				err = fmt.Errorf("%d of %d checks failed", bad, len(findings))
 			}
 			return err
 		},

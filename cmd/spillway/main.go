@@ -106,15 +106,32 @@ func newApp() *cli.App {
 	return app
 }
 
-// strict makes a command refuse flags and arguments it does not know.
+// strict makes a command refuse flags and arguments it does not know, and say
+// which flags it needs. (The cli package would print its help to standard
+// output, which is for answers, and fail as if the command had been tried.)
 func strict(c *cli.Command) {
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return errUsage{err} }
 	c.HideHelpCommand = true
+	var needed []string
+	for _, f := range c.Flags {
+		if s, ok := f.(*cli.StringFlag); ok && s.Required {
+			s.Required = false
+			needed = append(needed, s.Name)
+		}
+	}
+	name := c.Name
+	c.Before = func(ctx *cli.Context) error {
+		for _, f := range needed {
+			if ctx.String(f) == "" {
+				return usagef("%s needs --%s; `spillway %s --help` has an example", name, f, name)
+			}
+		}
+		return nil
+	}
 	for _, sub := range c.Subcommands {
 		strict(sub)
 	}
 	if len(c.Subcommands) > 0 && c.Action == nil {
-		name := c.Name
 		c.Action = func(ctx *cli.Context) error {
 			if ctx.Args().Present() {
 				return usagef("no verb %q under %q; `spillway %s --help` lists them", ctx.Args().First(), name, name)

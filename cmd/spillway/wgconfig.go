@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/mdp/qrterminal/v3"
@@ -47,11 +49,20 @@ func wgConfigCommand() *cli.Command {
 			if c.String("service") == "" {
 				return usagef("wg-config needs --service NAME")
 			}
+			if e := c.String("endpoint"); e != "" {
+				if err := checkEndpoint(e); err != nil {
+					return err
+				}
+			}
 			cfg, err := cl.NewWireGuardClient(c.Context, api.ClientRequest{
 				Account: c.String("account"), Service: c.String("service"), Name: c.String("name"),
 			})
 			if err != nil {
 				return err
+			}
+			if a := cfg.ServerAddress.Addr(); c.String("endpoint") == "" && (!a.IsValid() || a.IsUnspecified() || a.IsLoopback()) {
+				fmt.Fprintf(c.App.ErrWriter, "warning: the client is told to call %v, which works on this machine only: "+
+					"for another one, replace it (--endpoint HOST:PORT does)\n", cfg.ServerAddress)
 			}
 			if c.Bool("json") {
 				return printJSON(c.App.Writer, cfg)
@@ -65,6 +76,17 @@ func wgConfigCommand() *cli.Command {
 			return err
 		},
 	}
+}
+
+// checkEndpoint refuses what would not be one line of a configuration, before
+// a client is made for it.
+func checkEndpoint(e string) error {
+	host, port, err := net.SplitHostPort(e)
+	n, perr := strconv.ParseUint(port, 10, 16)
+	if err != nil || perr != nil || n == 0 || host == "" || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r == '#' || r == 0x7f }) {
+		return usagef("--endpoint %q: want HOST:PORT, and [ADDRESS]:PORT for IPv6", e)
+	}
+	return nil
 }
 
 // wgQuick is cfg in the format of wg-quick(8).

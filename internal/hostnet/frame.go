@@ -72,7 +72,7 @@ func (f frame) parseARP(b []byte) (frame, netip.Addr) {
 
 func (f frame) parseND(b []byte) frame {
 	ip := header.IPv6(b)
-	if len(b) < header.IPv6MinimumSize || b[0]>>4 != 6 || ip.TransportProtocol() != header.ICMPv6ProtocolNumber ||
+	if len(b) < header.IPv6MinimumSize || b[0]>>4 != 6 || ip.NextHeader() != uint8(header.ICMPv6ProtocolNumber) ||
 		ip.HopLimit() != header.NDPHopLimit {
 		return frame{}
 	}

@@ -31,8 +31,6 @@ func cmpEq(data []byte) expr.Any {
 
 func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 
-func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
-
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
 func ifName(name string) []byte {

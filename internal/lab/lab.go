@@ -102,8 +102,8 @@ type Subnet struct {
 	Name string
 
 	lab   *Lab
-	port  uint32 // link port of every egress
-	nodes []*Node
+	port  uint32   // link port of every egress
+	nodes sync.Map // address to *Node
 }
 
 // Subnet makes a subnet. All of them stand before the first egress starts.
@@ -118,7 +118,7 @@ func (l *Lab) Subnet(name string, cidrs ...string) *Subnet {
 	return s
 }
 
-// Server puts a node on the subnet. All of them stand before traffic flows.
+// Server puts a node on the subnet.
 func (s *Subnet) Server(name string, addrs ...string) *Node {
 	n := s.lab.newNode(name, parseAddrs(addrs))
 	n.emit = func(p packet.Packet) {
@@ -132,7 +132,9 @@ func (s *Subnet) Server(name string, addrs ...string) *Node {
 		}
 		s.lab.Trace.add(s.Name, p, "lost: no such address on the subnet")
 	}
-	s.nodes = append(s.nodes, n)
+	for _, a := range n.Addrs {
+		s.nodes.Store(a, n)
+	}
 	return n
 }
 
@@ -140,12 +142,9 @@ func (s *Subnet) Server(name string, addrs ...string) *Node {
 func (s *Subnet) deliver(p packet.Packet) {
 	var h packet.Parsed
 	if h.Parse(&p) == packet.OK {
-		dst := packet.ToNetip(h.Dst)
-		for _, n := range s.nodes {
-			if slices.Contains(n.Addrs, dst) {
-				n.deliver(p)
-				return
-			}
+		if n, ok := s.nodes.Load(packet.ToNetip(h.Dst)); ok {
+			n.(*Node).deliver(p)
+			return
 		}
 	}
 	s.lab.Trace.add(s.Name, p, "lost: no such address on the subnet")

@@ -104,7 +104,9 @@ func (t *Trace) Print(w io.Writer, lines int) {
 	}
 }
 
-// WriteCapture writes the trace as pcapng, one interface per hop.
+// WriteCapture writes the trace as pcapng, one interface per hop. Each packet
+// has the four bytes of a BSD loopback header in front: libpcap reads files of
+// several interfaces with those, but not without a link header.
 func (t *Trace) WriteCapture(w io.Writer) error {
 	events := t.all()
 	hops := make(map[string]int)
@@ -116,7 +118,7 @@ func (t *Trace) WriteCapture(w io.Writer) error {
 	}
 	var ng *pcapgo.NgWriter
 	for i, hop := range slices.Sorted(maps.Keys(hops)) {
-		intf := pcapgo.NgInterface{Name: hop, LinkType: layers.LinkTypeRaw, TimestampResolution: 9}
+		intf := pcapgo.NgInterface{Name: hop, LinkType: layers.LinkTypeNull, TimestampResolution: 9}
 		var err error
 		if ng == nil {
 			ng, err = pcapgo.NewNgWriterInterface(w, intf, pcapgo.DefaultNgWriterOptions)
@@ -132,14 +134,19 @@ func (t *Trace) WriteCapture(w io.Writer) error {
 		if e.size == 0 {
 			continue
 		}
+		family := byte(2) // AF_INET
+		if e.data[0]>>4 == 6 {
+			family = 30 // AF_INET6, one of its three numbers
+		}
+		data := append([]byte{family, 0, 0, 0}, e.data...)
 		ci := gopacket.CaptureInfo{
-			Timestamp: t.start.Add(e.at), CaptureLength: len(e.data), Length: e.size, InterfaceIndex: hops[e.hop],
+			Timestamp: t.start.Add(e.at), CaptureLength: len(data), Length: e.size + 4, InterfaceIndex: hops[e.hop],
 		}
 		var opts pcapgo.NgPacketOptions
 		if e.note != "" {
 			opts.Comments = []string{e.note}
 		}
-		if err := ng.WritePacketWithOptions(ci, e.data, opts); err != nil {
+		if err := ng.WritePacketWithOptions(ci, data, opts); err != nil {
 			return err
 		}
 	}

@@ -78,7 +78,7 @@ func Cleanup(configPath string, extra []string) (removed []string, err error) {
 	files, _ := filepath.Glob(filepath.Join(runDir, "*")) // the pattern is well formed
 	for _, f := range files {
 		base := filepath.Base(f)
-		if base == "tasks.json" || strings.HasPrefix(base, "inner-") || strings.HasSuffix(base, ".sock") {
+		if base == "tasks.json" || strings.HasPrefix(base, "inner-") || strings.HasPrefix(base, "peers-") || strings.HasSuffix(base, ".sock") {
 			errs = append(errs, os.Remove(f))
 			removed = append(removed, f)
 		}

@@ -28,7 +28,6 @@ const taskInterface = "spill0"
 type hostRole struct {
 	*role
 	tasksPath string
-	reap      chan *attached // tasks whose interface has gone
 
 	mu    sync.Mutex
 	tasks map[string]*attached   // guarded by mu; by id
@@ -48,13 +47,15 @@ type attached struct {
 
 	net *hostnet.Attachment
 	ns  *hostnet.NS // open from reserve or connect until the task is gone
-	id  nsID
+	id  nsID        // of its namespace; zero until it was opened
+	// lost: the interface has gone and is to be made anew; told: that this
+	// did not work was logged. Guarded by hostRole.mu.
+	lost, told bool
 }
 
 // RunHost runs the host role until ctx ends.
 func RunHost(ctx context.Context, cfg RoleConfig) error {
 	h := &hostRole{
-		reap:  make(chan *attached, 1<<16), // at most one per port
 		tasks: make(map[string]*attached), inner: make(map[string]*ipam.Inner), busy: make(map[string]bool),
 	}
 	r, err := newRole(engine.RoleHost, cfg, 0, nil, h.portDown)
@@ -72,7 +73,7 @@ func RunHost(ctx context.Context, cfg RoleConfig) error {
 	mux.Handle("GET /v1/tasks", handler(func(*http.Request) ([]api.Task, error) { return h.list(), nil }))
 	mux.Handle("PUT /v1/snapshot", handler(h.apply))
 	mux.Handle("GET /v1/status", handler(func(*http.Request) ([]api.Status, error) { return h.status(true), nil }))
-	return h.run(ctx, mux, h.reaper, h.watch)
+	return h.run(ctx, mux, h.watch)
 }
 
 // load reads the tasks of an earlier run: they are taken up again when the
@@ -173,7 +174,8 @@ func (h *hostRole) updatePools(s *api.Snapshot) error {
 }
 
 // adopt takes up the tasks of an earlier run of this role. A task whose
-// namespace has gone is forgotten.
+// namespace has gone is forgotten; one that cannot be taken up now is tried
+// again by watch.
 func (h *hostRole) adopt() {
 	h.mu.Lock()
 	list := make([]*attached, 0, len(h.tasks))
@@ -185,6 +187,13 @@ func (h *hostRole) adopt() {
 	h.mu.Unlock()
 	for _, a := range list {
 		if err := h.connect(a, time.Time{}); err != nil {
+			if a.present() {
+				h.log.Warn("a task of the last run has no interface and sends nothing; trying again", "task", a.Task.ID, "err", err)
+				h.mu.Lock()
+				a.lost, a.told = true, true
+				h.mu.Unlock()
+				continue
+			}
 			h.log.Warn("a task of the last run is gone", "task", a.Task.ID, "err", err)
 			h.forget(a)
 		}
@@ -258,7 +267,7 @@ func (h *hostRole) reserve(req api.AttachRequest, ep *api.Endpoint, ns *hostnet.
 	if err != nil {
 		return nil, err
 	}
-	a := &attached{Pool: key, Index: c.index, Port: h.newPortLocked(), Request: req, ns: ns}
+	a := &attached{Pool: key, Index: c.index, Port: h.newPortLocked(), Request: req, ns: ns, id: identity(ns.FD())}
 	a.Task = api.Task{
 		ID: req.ID, Account: req.Account, Service: req.Service, Endpoint: ep.ID, Interface: taskInterface,
 		Netns: req.Netns, MTU: tunnelMTU(h.file), Attached: time.Now(),
@@ -332,7 +341,8 @@ func (h *hostRole) connect(a *attached, begun time.Time) (err error) {
 		if tun != nil {
 			err = errors.Join(err, tun.Close())
 		}
-		err = errors.Join(err, att.Detach(hostnet.DetachOptions{}))
+		// A task that was attached before stays shut in.
+		err = errors.Join(err, att.Detach(hostnet.DetachOptions{KeepFailClosed: begun.IsZero()}))
 	}()
 	opened := time.Now()
 	err = ns.Do(func() (err error) {
@@ -359,7 +369,7 @@ func (h *hostRole) connect(a *attached, begun time.Time) (err error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	a.net, a.id, a.Task.Steps = att, identity(ns.FD()), steps
+	a.net, a.Task.Steps = att, steps
 	return nil
 }
 
@@ -372,6 +382,11 @@ func (h *hostRole) openTask(a *attached) (*hostnet.NS, error) {
 		ns, err := openNamespace(a.Request)
 		if err != nil {
 			return nil, err
+		}
+		if id := identity(ns.FD()); a.id == (nsID{}) {
+			a.id = id
+		} else if a.id != id {
+			return nil, errors.Join(fmt.Errorf("%s is another namespace now", a.path()), ns.Close())
 		}
 		a.ns = ns
 	}
@@ -472,19 +487,6 @@ func (h *hostRole) detach(r *http.Request) (struct{}, error) {
 	h.mu.Unlock()
 	defer h.release(id)
 	return struct{}{}, h.disconnect(a)
-}
-
-// disconnect undoes connect and forgets the task.
-func (h *hostRole) disconnect(a *attached) error {
-	errs := []error{h.engine.Detach(a.Task.ID)}
-	if err := h.role.ports.Remove(a.Port); err != nil && !errors.Is(err, device.ErrNoPort) {
-		errs = append(errs, err)
-	}
-	if a.net != nil {
-		errs = append(errs, a.net.Detach(hostnet.DetachOptions{}), h.closeTask(a))
-	}
-	h.forget(a)
-	return errors.Join(errs...)
 }
 
 // list returns the tasks with their counters.

@@ -49,6 +49,9 @@ func newRole(kind engine.Role, cfg RoleConfig, listenPort int, log *flowlog.Logg
 	if err != nil {
 		return nil, err
 	}
+	if err := privileged(); err != nil {
+		return nil, err
+	}
 	if err := makeDirs(file); err != nil {
 		return nil, err
 	}
@@ -68,7 +71,12 @@ func newRole(kind engine.Role, cfg RoleConfig, listenPort int, log *flowlog.Logg
 		Role:    kind,
 		Link:    r.ports,
 		Tunnels: func(peer string) (engine.Tunnel, error) {
-			return tunnel.NewStock(tunnel.Config{PrivateKey: r.key, ListenPort: listenPort, Logger: r.log.With("tunnel", peer)})
+			log := r.log.With("tunnel", peer)
+			t, err := tunnel.NewStock(tunnel.Config{PrivateKey: r.key, ListenPort: listenPort, Logger: log})
+			if err != nil {
+				return nil, err
+			}
+			return remember(t, filepath.Join(file.RunDir, "peers-"+string(kind)+"-"+peer), log), nil
 		},
 		TableDir:        tables,
 		MaxFlows:        file.Limits.MaxFlows,

@@ -58,6 +58,9 @@ func Up(ctx context.Context, cfg UpConfig) error {
 	if err := notYet(file, s.log); err != nil {
 		return err
 	}
+	if err := privileged(); err != nil {
+		return err
+	}
 	if err := makeDirs(file); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package spill
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,10 @@ type Node struct {
 	Name string
 	Dir  string      // holds its configuration, state, sockets and log
 	Box  *netlab.Box // where it runs
+	// Patience is how long Start waits until the machine is ready; default
+	// 15 s.
+	Patience time.Duration
+
 	exe  string
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -94,7 +99,7 @@ func (n *Node) Start(ctx context.Context) error {
 		defer close(n.done)
 		_ = n.cmd.Wait() // how it ended is in its log
 	}()
-	if _, err := n.Run(ctx, "status", "--wait", "--timeout", "15s"); err != nil {
+	if _, err := n.Run(ctx, "status", "--wait", "--timeout", cmp.Or(n.Patience, 15*time.Second).String()); err != nil {
 		return fmt.Errorf("%s does not get ready: %w\n%s", n.Name, err, n.LogTail())
 	}
 	return nil
