@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -14,6 +17,8 @@ import (
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 
+	"github.com/fe919326/spillway/engine/api"
+	"github.com/fe919326/spillway/internal/hostnet"
 	"github.com/fe919326/spillway/internal/lab/netlab"
 	"github.com/fe919326/spillway/internal/lab/servers"
 )
@@ -26,9 +31,8 @@ func (w *world) strangers() []netip.Addr {
 
 // knock makes a task try TCP and UDP towards addresses outside, from any
 // source and from the primary's own.
-func (w *world) knock(i int) (tries int) {
+func (w *world) knock(task *netlab.Box) (tries int) {
 	w.t.Helper()
-	task := w.Tasks[i]
 	var wg sync.WaitGroup
 	for _, dst := range w.strangers() {
 		bound := task.Addr4
@@ -143,6 +147,10 @@ func TestS26_Z31_Z33_FailsClosed(t *testing.T) {
 			check(w.t, w.host.Kill(w.ctx))
 			w.root(w.Tasks[0], "ip", "link", "del", "spill0")
 		}},
+		{name: "root puts another interface in its place", do: func(w *world) {
+			w.root(w.Tasks[0], "ip", "link", "del", "spill0")
+			w.root(w.Tasks[0], "ip", "link", "add", "spill0", "type", "dummy")
+		}, back: true},
 		{name: "root flushes the tunnel's routes", do: func(w *world) {
 			w.root(w.Tasks[0], "ip", "route", "flush", "table", "5350")
 			w.root(w.Tasks[0], "ip", "-6", "route", "flush", "table", "5350")
@@ -166,7 +174,7 @@ func TestS26_Z31_Z33_FailsClosed(t *testing.T) {
 			inner := w.capture(w.Tasks[0], "spill0")
 			check(t, w.request(0))
 			sc.do(w)
-			tries := w.knock(0)
+			tries := w.knock(w.Tasks[0])
 			eventually(t, 5*time.Second, func() error { return w.request(0) })
 			// A capture sees what comes out of the task before the guard
 			// outside drops it.
@@ -189,5 +197,95 @@ func TestS26_Z31_Z33_FailsClosed(t *testing.T) {
 				eventually(t, 20*time.Second, func() error { return w.reach(w.Tasks[0]) })
 			}
 		})
+	}
+}
+
+// TestS23_S24_UDPAnswersByThePrimary: a UDP server on a wildcard socket answers
+// what came in by the primary by the primary, with the address it was asked
+// at, whether the engine lives or not.
+func TestS23_S24_UDPAnswersByThePrimary(t *testing.T) {
+	w := begin(t, scene{Attach: true})
+	task := w.Tasks[0]
+	check(t, w.reach(task))
+	inner := w.capture(task, "spill0")
+	server := must(task.ListenPacket("udp", ":5300"))(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 2000)
+		for {
+			n, from, err := server.ReadFrom(b)
+			if err != nil {
+				return // closed
+			}
+			// An answer that cannot be sent is missed by whoever asked.
+			_, _ = server.WriteTo(b[:n], from)
+		}
+	}()
+	defer func() { server.Close(); <-done }()
+	ask := func(text string) {
+		t.Helper()
+		for _, a := range families(task) {
+			// The client's socket is connected: an answer from another
+			// address does not count.
+			c := must(w.dial(w.Prov, "udp", at(a, 5300), 5*time.Second))(t)
+			if err := say(c, text); err != nil {
+				t.Errorf("%s: %v: %v", text, a, err)
+			}
+			c.Close()
+		}
+	}
+	ask("PRIMARY-QUESTION engine up")
+	check(t, w.host.Kill(w.ctx))
+	ask("PRIMARY-QUESTION engine dead")
+	if n := inner.Count(netlab.Match{Has: []byte("PRIMARY-QUESTION")}); n > 0 {
+		t.Errorf("%d answers went by spill0", n)
+	}
+}
+
+// TestZ31_WhoIsLeftInANamespaceStaysShutIn: the path to a task's namespace
+// goes away while a process is still in it. The task ends, and the process
+// sends nothing in clear.
+func TestZ31_WhoIsLeftInANamespaceStaysShutIn(t *testing.T) {
+	w := begin(t, scene{})
+	path := filepath.Join(w.Dir, "left")
+	ns := must(hostnet.CreateNS(path))(t)
+	defer ns.Close()
+	box := &netlab.Box{Name: "left", NS: ns, Addr4: netip.MustParseAddr("172.20.1.2"), Addr6: netip.MustParseAddr("fd20:1::2")}
+	box.Conn = must(ns.Open())(t)
+	defer box.Conn.Close()
+	check(t, w.Host.Conn.AddVeth("left0", "eth0", ns, 1500))
+	for _, c := range []struct {
+		conn     *hostnet.Conn
+		link     string
+		ip4, ip6 string
+	}{{w.Host.Conn, "left0", "172.20.1.1/24", "fd20:1::1/64"}, {box.Conn, "eth0", "172.20.1.2/24", "fd20:1::2/64"}} {
+		check(t, c.conn.SetUp(c.link))
+		check(t, c.conn.AddAddr(c.link, netip.MustParsePrefix(c.ip4)))
+		check(t, c.conn.AddAddr(c.link, netip.MustParsePrefix(c.ip6)))
+	}
+	for _, r := range []string{"0.0.0.0/0 172.20.1.1", "::/0 fd20:1::1"} {
+		dst, via, _ := strings.Cut(r, " ")
+		check(t, box.Conn.SetRoute(hostnet.Route{Dst: netip.MustParsePrefix(dst), Via: netip.MustParseAddr(via), Dev: "eth0"}))
+	}
+	var task api.Task
+	check(t, w.host.Query(w.ctx, &task, "attach", "--netns", path, "--service", "web", "--name", "left"))
+	check(t, w.reach(box))
+	stays := exec.CommandContext(w.ctx, judge(t, "sleep"), "60")
+	check(t, box.Do(stays.Start))
+	defer func() { _ = stays.Process.Kill(); _ = stays.Wait() }()
+
+	outer := w.capture(w.Host, "left0")
+	check(t, hostnet.DeleteNS(path))
+	eventually(t, 10*time.Second, func() error {
+		var list []api.Task
+		if err := w.host.Query(w.ctx, &list, "task", "list"); err != nil || len(list) > 0 {
+			return fmt.Errorf("tasks %v, %w", list, err)
+		}
+		return nil
+	})
+	tries := w.knock(box)
+	if n, first := inClear(outer); n > 0 {
+		t.Errorf("%d packets left in clear in %d tries; the first:\n%s", n, tries, first)
 	}
 }

@@ -26,7 +26,7 @@ func (w *world) inventory(box *netlab.Box) string {
 	for _, args := range [][]string{
 		{"ip", "-br", "link"}, {"ip", "-br", "addr"}, {"ip", "rule"}, {"ip", "-6", "rule"},
 		{"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
-		{"nft", "list", "ruleset"}, {"sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"},
+		{"nft", "list", "ruleset"},
 	} {
 		text := w.root(box, args[0], args[1:]...)
 		for line := range strings.Lines(text) {
@@ -36,6 +36,9 @@ func (w *world) inventory(box *netlab.Box) string {
 			}
 			out = append(out, args[len(args)-1]+": "+strings.Join(strings.Fields(line), " "))
 		}
+	}
+	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		out = append(out, key+": "+must(box.NS.Sysctl(key))(w.t))
 	}
 	sort.Strings(out)
 	return strings.Join(out, "\n")
