@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 	"time"
 
@@ -124,23 +123,6 @@ func (w *world) refused(box *netlab.Box, addr string) error {
 		}
 	}
 	return fmt.Errorf("%s from %s after %v: %w, want a refusal", addr, box.Name, time.Since(begun), err)
-}
-
-// mute wants no answer of any kind to a datagram.
-func (w *world) mute(box *netlab.Box, addr string) error {
-	c, err := w.dial(box, "udp", addr, 500*time.Millisecond)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if _, err := c.Write([]byte("anybody?")); err != nil {
-		return err
-	}
-	n, err := c.Read(make([]byte, 100))
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("%s answers %s: %d bytes, %v", addr, box.Name, n, err)
-	}
-	return nil
 }
 
 // move sends ("put") or fetches ("get") n bytes through the bulk server and
