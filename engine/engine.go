@@ -109,7 +109,7 @@ type Config struct {
 	FlowLogInterval time.Duration
 	// LoosePickup is how long after the start an egress lets mid-stream TCP
 	// segments of tasks open a flow, because their state was lost. Default 0:
-	// never, unless a table was found empty after a crash.
+	// never.
 	LoosePickup time.Duration
 	// Clock tells the time. Default: the machine's.
 	Clock clock.Clock

@@ -82,7 +82,7 @@ func detachCommand() *cli.Command {
 		Name:      "detach",
 		Usage:     "take a task's secondary interface away",
 		ArgsUsage: "ID",
-		Description: "Ends the task's flows, removes its interface and its rules.\n\n" +
+		Description: "Removes the task's interface, rules and guards; what its flows still held at the endpoint idles out.\n\n" +
 			"Example:\n   spillway detach web1",
 		Flags: []cli.Flag{apiFlag()},
 		Action: func(c *cli.Context) error {

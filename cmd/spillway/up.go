@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"os"
+	"os/signal"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -35,8 +37,11 @@ func upCommand() *cli.Command {
 			if c.Bool("log-json") {
 				args = append(args, "--log-json")
 			}
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
 			return machine.Up(c.Context, machine.UpConfig{Path: c.String("config"), Exe: exe, Logger: log, ChildArgs: args,
-				Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=/"}})
+				Env: []string{"PATH=" + os.Getenv("PATH"), "HOME=/"}, Reload: reload})
 		},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -219,6 +220,9 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var op *net.OpError
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("the API is not open to you (%w): run this as the user spillway runs as, usually root", err)
+		}
 		if errors.As(err, &op) && op.Op == "dial" {
 			return nil, fmt.Errorf("no spillway answers (%v): is `spillway up` running, and is --api right?", op.Err)
 		}

@@ -115,7 +115,7 @@ type Endpoint struct {
 	// Deny is "" (refused tasks get an ICMP error) or "drop" (silence).
 	Deny string `json:"deny,omitempty"`
 	// Secret keys the choice of outside ports; 32 bytes.
-	Secret []byte `json:"secret"`
+	Secret []byte `json:"secret,omitempty"`
 }
 
 // EndpointAddress is one outside identity of an endpoint: an IPv4 address, an

@@ -18,6 +18,7 @@ import (
 
 	"github.com/fe919326/spillway/engine"
 	"github.com/fe919326/spillway/engine/api"
+	"github.com/fe919326/spillway/internal/config"
 	"github.com/fe919326/spillway/tunnel"
 )
 
@@ -126,6 +127,9 @@ func (s *Supervisor) addClient(r *http.Request) (api.ClientConfig, error) {
 	s.mu.Lock()
 	file, snap := s.file, s.snapshot
 	s.mu.Unlock()
+	if !file.HasRole(config.RoleEgress) {
+		return api.ClientConfig{}, badRequest{errors.New("this machine is no egress, and the egress would not know the client: run wg-config there")}
+	}
 	if _, err := endpointOf(snap, req.Account, req.Service, file.Zone); err != nil {
 		return api.ClientConfig{}, badRequest{err}
 	}

@@ -38,8 +38,8 @@ func RunEgress(ctx context.Context, cfg RoleConfig) error {
 			return err
 		}
 	}
-	port := int(file.Listen.WireGuard.Port())
-	if e.role, err = newRole(engine.RoleEgress, cfg, port, e.flowLog, e.portDown); err != nil {
+	listen := wireguardListen(file.Listen.WireGuard)
+	if e.role, err = newRole(engine.RoleEgress, cfg, listen, e.flowLog, e.portDown); err != nil {
 		return err
 	}
 	e.subnets = newSubnets(e.role)
@@ -75,7 +75,10 @@ func (e *egressRole) apply(ctx context.Context, r *http.Request) (struct{}, erro
 	if err != nil {
 		return struct{}{}, err
 	}
-	if err := e.subnets.prepare(s); err != nil {
+	if e.flowLog != nil {
+		e.flowLog.Reopen() // so that a log that was rotated away is noticed, at each push
+	}
+	if err := e.subnets.prepare(ctx, s); err != nil {
 		return struct{}{}, err
 	}
 	if err := e.engine.Apply(s); err != nil {

@@ -58,7 +58,7 @@ func RunHost(ctx context.Context, cfg RoleConfig) error {
 	h := &hostRole{
 		tasks: make(map[string]*attached), inner: make(map[string]*ipam.Inner), busy: make(map[string]bool),
 	}
-	r, err := newRole(engine.RoleHost, cfg, 0, nil, h.portDown)
+	r, err := newRole(engine.RoleHost, cfg, listenOn{}, nil, h.portDown)
 	if err != nil {
 		return err
 	}
@@ -270,7 +270,7 @@ func (h *hostRole) reserve(req api.AttachRequest, ep *api.Endpoint, ns *hostnet.
 	a := &attached{Pool: key, Index: c.index, Port: h.newPortLocked(), Request: req, ns: ns, id: identity(ns.FD())}
 	a.Task = api.Task{
 		ID: req.ID, Account: req.Account, Service: req.Service, Endpoint: ep.ID, Interface: taskInterface,
-		Netns: req.Netns, MTU: tunnelMTU(h.file), Attached: time.Now(),
+		Netns: req.Netns, MTU: h.taskMTU(c.address.Owner), Attached: time.Now(),
 	}
 	for _, ip := range []netip.Addr{pair.V4, pair.V6} {
 		if ip.IsValid() {

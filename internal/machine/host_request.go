@@ -2,6 +2,7 @@ package machine
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/fe919326/spillway/engine/api"
@@ -51,4 +52,40 @@ func excluded(x config.Exclude) ([]hostnet.Destination, error) {
 		list = append(list, p.String())
 	}
 	return destinations(list)
+}
+
+// taskMTU is the MTU of a task's interface: what the way to its egress carries
+// inside the tunnel, and no more than the configuration says.
+func (h *hostRole) taskMTU(egress string) int {
+	mtu := tunnelMTU(h.file)
+	h.role.mu.Lock()
+	snap := h.snapshot
+	h.role.mu.Unlock()
+	for _, m := range snap.Machines {
+		if m.Name != egress || m.Role != config.RoleEgress || !m.Address.IsValid() {
+			continue
+		}
+		underlay, err := routeMTU(m.Address.Addr())
+		if err != nil {
+			h.log.Warn("MTU of the way to the egress is not known", "egress", egress, "err", err)
+			continue
+		}
+		mtu = min(mtu, hostnet.TunnelMTU(underlay, m.Address.Addr()))
+	}
+	return mtu
+}
+
+// routeMTU is the MTU of this machine's route to a.
+func routeMTU(a netip.Addr) (int, error) {
+	here, err := hostnet.CurrentNS()
+	if err != nil {
+		return 0, err
+	}
+	defer here.Close()
+	conn, err := here.Open()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	return conn.RouteMTU(a)
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -43,8 +44,29 @@ type role struct {
 	snapshot *api.Snapshot // guarded by mu; nil until the first
 }
 
+// listenOn is where a role's tunnels listen. The zero listenOn is any free
+// port of both families.
+type listenOn struct {
+	port   int
+	family tunnel.Family
+}
+
+// wireguardListen is what listen.wireguard asks for. The socket cannot be bound
+// to one address yet: an address narrows it to its family.
+func wireguardListen(a netip.AddrPort) listenOn {
+	l := listenOn{port: int(a.Port())}
+	switch {
+	case a.Addr().IsUnspecified():
+	case a.Addr().Is4():
+		l.family = tunnel.IPv4Family
+	default:
+		l.family = tunnel.IPv6Family
+	}
+	return l
+}
+
 // newRole reads the configuration and makes the engine.
-func newRole(kind engine.Role, cfg RoleConfig, listenPort int, log *flowlog.Logger, onDown func(uint32, error)) (*role, error) {
+func newRole(kind engine.Role, cfg RoleConfig, listen listenOn, log *flowlog.Logger, onDown func(uint32, error)) (*role, error) {
 	file, err := config.Load(cfg.Path)
 	if err != nil {
 		return nil, err
@@ -72,7 +94,9 @@ func newRole(kind engine.Role, cfg RoleConfig, listenPort int, log *flowlog.Logg
 		Link:    r.ports,
 		Tunnels: func(peer string) (engine.Tunnel, error) {
 			log := r.log.With("tunnel", peer)
-			t, err := tunnel.NewStock(tunnel.Config{PrivateKey: r.key, ListenPort: listenPort, Logger: log})
+			t, err := tunnel.NewStock(tunnel.Config{
+				PrivateKey: r.key, ListenPort: listen.port, Family: listen.family, MTU: tunnelMTU(file), Logger: log,
+			})
 			if err != nil {
 				return nil, err
 			}

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,8 +23,9 @@ const syncEvery = time.Second
 
 // subnets is the kernel's side of every subnet of an egress.
 type subnets struct {
-	role   *role
-	failed chan error
+	role    *role
+	failed  chan error
+	started chan struct{} // closed by run
 
 	mu  sync.Mutex
 	all map[string]*subnet // guarded by mu; by account/name
@@ -48,7 +50,7 @@ type subnet struct {
 const tunQueue = 5000
 
 func newSubnets(r *role) *subnets {
-	return &subnets{role: r, failed: make(chan error, 1), all: make(map[string]*subnet)}
+	return &subnets{role: r, failed: make(chan error, 1), started: make(chan struct{}), all: make(map[string]*subnet)}
 }
 
 // fail makes run return err.
@@ -70,6 +72,7 @@ func (s *subnets) run(ctx context.Context) (err error) {
 		s.respondLocked(sub)
 	}
 	s.mu.Unlock()
+	close(s.started)
 	tick := time.NewTicker(syncEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil && err == nil {
@@ -141,7 +144,12 @@ func subnetID(account, name string) string {
 }
 
 // prepare makes the kernel's side of subnets that are new.
-func (s *subnets) prepare(snap *api.Snapshot) error {
+func (s *subnets) prepare(ctx context.Context, snap *api.Snapshot) error {
+	select {
+	case <-s.started:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, spec := range egressSubnets(snap, s.role.file.Machine) {
@@ -196,6 +204,10 @@ func (s *subnets) openLocked(spec api.Subnet) (sub *subnet, err error) {
 		return nil, err
 	}
 	link, err := conn.Link(sub.net.Link())
+	if own, aerr := conn.Addrs(sub.net.Link()); aerr == nil && !slices.ContainsFunc(own, isUsable) {
+		s.role.log.Warn("the interface has no address of its own on the subnet: neighbours will not answer it",
+			"subnet", spec.Name, "interface", sub.net.Link())
+	}
 	if err = errors.Join(err, conn.SetQueueLen(sub.net.TUN(), tunQueue), conn.Close()); err != nil {
 		return nil, err
 	}
@@ -216,6 +228,10 @@ func (s *subnets) openLocked(spec api.Subnet) (sub *subnet, err error) {
 	}
 	return sub, s.role.ports.Add(sub.port, tun)
 }
+
+// isUsable reports whether an address can be the source of ARP and neighbour
+// discovery for packets that are passed on.
+func isUsable(p netip.Prefix) bool { return !p.Addr().IsLinkLocalUnicast() }
 
 // claimerOf is who takes addresses by way of a configured claim. Whatever the
 // way, the engine answers ARP and neighbour discovery for what it owns.
@@ -272,6 +288,11 @@ func (s *subnets) claim(ctx context.Context, snap *api.Snapshot) error {
 
 // takeLocked routes an address to the TUN, claims it, and answers for it.
 func (s *subnets) takeLocked(ctx context.Context, sub *subnet, ip netip.Addr, epoch uint64) error {
+	select {
+	case <-sub.responder.Ready():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if err := sub.net.AddAddress(ip); err != nil {
 		return err
 	}

@@ -33,6 +33,9 @@ type UpConfig struct {
 	ChildArgs []string
 	// Env is the environment of the children, and so of claim programs.
 	Env []string
+	// Reload makes the supervisor read its configuration again, as the verb
+	// reload does. Default nil: never.
+	Reload <-chan os.Signal
 }
 
 // Supervisor runs the roles that a configuration names.
@@ -96,6 +99,8 @@ func Up(ctx context.Context, cfg UpConfig) error {
 		go func() { defer wg.Done(); c.run(ctx) }()
 		go func() { defer wg.Done(); s.push(ctx, c) }()
 	}
+	wg.Add(1)
+	go func() { defer wg.Done(); s.reloads(ctx) }()
 	return serve(ctx, l, s.routes(), s.log)
 }
 
@@ -186,6 +191,20 @@ func (s *Supervisor) reload() error {
 		}
 	}
 	return nil
+}
+
+// reloads reads the configuration again whenever it is asked to by a signal.
+func (s *Supervisor) reloads(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.cfg.Reload:
+			if err := s.reload(); err != nil {
+				s.log.Error("the configuration was not taken, everything stays as it was", "err", err)
+			}
+		}
+	}
 }
 
 // push keeps telling a child the snapshot.
