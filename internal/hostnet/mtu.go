@@ -9,11 +9,17 @@ const MaxTunnelMTU = 1420
 // MinTunnelMTU is the smallest MTU that carries IPv6 (RFC 8200 section 5).
 const MinTunnelMTU = 1280
 
-// TunnelMTU is the MTU inside the tunnel when the underlay's route to the peer
-// has this MTU (bytes; 0 or less: unknown, taken as 1500): the outer IPv4 (20)
-// or IPv6 (40) header, UDP (8) and WireGuard's data header and tag (32) are
-// taken off, and the result is at most MaxTunnelMTU and at least MinTunnelMTU.
+// TunnelMTU is InnerMTU, but at most MaxTunnelMTU: the MTU to take where nobody
+// asked for another.
 func TunnelMTU(underlay int, peer netip.Addr) int {
+	return min(MaxTunnelMTU, InnerMTU(underlay, peer))
+}
+
+// InnerMTU is the largest MTU inside the tunnel when the underlay's route to
+// the peer has this MTU (bytes; 0 or less: unknown, taken as 1500): the outer
+// IPv4 (20) or IPv6 (40) header, UDP (8) and WireGuard's data header and tag
+// (32) are taken off. It is at least MinTunnelMTU.
+func InnerMTU(underlay int, peer netip.Addr) int {
 	if underlay <= 0 {
 		underlay = 1500
 	}
@@ -21,5 +27,5 @@ func TunnelMTU(underlay int, peer netip.Addr) int {
 	if peer.Unmap().Is6() {
 		overhead = 80
 	}
-	return max(MinTunnelMTU, min(MaxTunnelMTU, underlay-overhead))
+	return max(MinTunnelMTU, underlay-overhead)
 }

@@ -70,7 +70,7 @@ func (h *hostRole) taskMTU(egress string) int {
 			h.log.Warn("MTU of the way to the egress is not known", "egress", egress, "err", err)
 			continue
 		}
-		mtu = min(mtu, hostnet.TunnelMTU(underlay, m.Address.Addr()))
+		mtu = min(mtu, hostnet.InnerMTU(underlay, m.Address.Addr()))
 	}
 	return mtu
 }
