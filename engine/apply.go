@@ -4,21 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
-	"time"
 
 	"github.com/fe919326/spillway/engine/api"
 	"github.com/fe919326/spillway/engine/flowlog"
-	"github.com/fe919326/spillway/engine/policy"
-	"github.com/fe919326/spillway/flowtable"
-	"github.com/fe919326/spillway/internal/clock"
 	"github.com/fe919326/spillway/internal/packet"
-	"github.com/fe919326/spillway/nat"
 	"github.com/fe919326/spillway/tunnel"
 )
 
@@ -130,106 +120,67 @@ func peerOf(m api.Machine, id uint32) (tunnel.Peer, error) {
 	return tunnel.Peer{Name: m.Name, ID: id, PublicKey: key, Addr: m.Address}, nil
 }
 
+// plan is a snapshot on its way to become what an egress does: everything
+// that can fail happens while it is made.
+type plan struct {
+	engine   *Engine
+	snapshot *api.Snapshot
+	view     *egressView
+	slots    map[slotKey]*slot
+	made     []*slot                 // slots that are new, to be closed if the plan is dropped
+	revived  []*slot                 // slots that had retired, to retire again then
+	peers    map[string]*tunnel.Peer // by machine
+	order    []string                // of peers
+}
+
 // applyEgressLocked makes, changes and ends endpoints and peers.
-func (e *Engine) applyEgressLocked(s *api.Snapshot) error {
+func (e *Engine) applyEgressLocked(s *api.Snapshot) (err error) {
 	sets, err := compilePolicies(s)
 	if err != nil {
 		return err
 	}
-	peers := make(map[string]*tunnel.Peer)
-	var order []string
-	for i, m := range s.Machines {
-		if m.Role == "egress" {
-			continue
-		}
-		p, err := peerOf(m, uint32(i+1))
+	p := &plan{
+		engine: e, snapshot: s, view: &egressView{outside: make(map[packet.Addr]*slot)},
+		slots: make(map[slotKey]*slot), peers: make(map[string]*tunnel.Peer),
+	}
+	defer func() {
 		if err != nil {
-			return err
+			for _, sl := range p.made {
+				err = errors.Join(err, sl.close())
+			}
+			for _, sl := range p.revived {
+				e.retired = append(e.retired, retiredSlot{sl, e.clock.Mono()})
+			}
 		}
-		peers[m.Name] = &p
-		order = append(order, m.Name)
+	}()
+	for _, pool := range s.InnerPools {
+		p.view.pools = append(p.view.pools, rangeOf(pool))
 	}
-
-	view := &egressView{outside: make(map[packet.Addr]*slot)}
-	for _, p := range s.InnerPools {
-		view.pools = append(view.pools, rangeOf(p))
-	}
-	slots := make(map[slotKey]*slot)
-	var made []*slot
-	fail := func(err error) error {
-		for _, s := range made {
-			err = errors.Join(err, s.table.Close())
-		}
+	if err := p.addPeers(); err != nil {
 		return err
 	}
 	for i := range s.Endpoints {
-		ep := &s.Endpoints[i]
-		port, served := e.ports[ep.Account+"/"+ep.Subnet]
-		for n, addr := range ep.Addresses {
-			if addr.Owner != e.cfg.Machine || !served {
-				continue
-			}
-			key := slotKey{ep.ID, n}
-			sl := e.slots[key]
-			if sl == nil || !sl.serves(addr, port) {
-				sl = e.reviveLocked(key, addr, port)
-			}
-			if sl == nil {
-				if sl, err = e.newSlot(key, ep, addr, port); err != nil {
-					return fail(err)
-				}
-				made = append(made, sl)
-			}
-			slots[key] = sl
-			for _, a := range []packet.Addr{sl.v4, sl.v6} {
-				if a != (packet.Addr{}) {
-					view.outside[a] = sl
-				}
-			}
-			bases := taskBases(addr.Prefixes)
-			for i, d := range addr.Prefixes {
-				p := peers[d.Machine]
-				if p == nil {
-					return fail(fmt.Errorf("endpoint %s lends %v to %q, which is no known machine", ep.ID, d.Prefix, d.Machine))
-				}
-				p.AllowedIPs = append(p.AllowedIPs, d.Prefix)
-				r := rangeOf(d.Prefix)
-				gateway := next(r.first)
-				if r.first == r.last { // a stock client: its only address is its own
-					gateway = view.gatewayFor(s.InnerPools, d.Prefix)
-				}
-				view.delegations = append(view.delegations, delegation{
-					addrRange: r, gateway: gateway, base: bases[i], peer: p.ID, machine: d.Machine, slot: sl,
-				})
-			}
+		if err := p.addEndpointLocked(&s.Endpoints[i]); err != nil {
+			return err
 		}
 	}
-	sortDelegations(view.delegations)
-	for i := 1; i < len(view.delegations); i++ {
-		if view.delegations[i].contains(view.delegations[i-1].last) {
-			return fail(fmt.Errorf("inner prefixes of %q and %q overlap",
-				view.delegations[i-1].machine, view.delegations[i].machine))
-		}
+	if err := p.checkDelegations(); err != nil {
+		return err
 	}
-
 	run, err := e.tunnelLocked("")
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	list := make([]tunnel.Peer, 0, len(order))
-	for _, name := range order {
-		list = append(list, *peers[name])
+	if err := run.tunnel.SetPeers(p.peerList()); err != nil {
+		return fmt.Errorf("peers: %w", err)
 	}
-	if err := run.tunnel.SetPeers(list); err != nil {
-		return fail(fmt.Errorf("peers: %w", err))
-	}
-	view.tunnel = run.tunnel
+	p.view.tunnel = run.tunnel
 
 	// Nothing can fail from here on.
 	for i := range s.Endpoints {
 		ep := &s.Endpoints[i]
 		for n := range ep.Addresses {
-			if sl := slots[slotKey{ep.ID, n}]; sl != nil {
+			if sl := p.slots[slotKey{ep.ID, n}]; sl != nil {
 				sl.endpoint.Store(ep)
 				sl.policy.Store(sets[ep.ID])
 				e.logEndpointLocked(s, sl, ep, ep.Addresses[n])
@@ -237,9 +188,110 @@ func (e *Engine) applyEgressLocked(s *api.Snapshot) error {
 		}
 	}
 	old := e.slots
-	e.slots = slots
-	e.egress.Store(view)
+	e.slots = p.slots
+	e.egress.Store(p.view)
 	e.retireLocked(old)
+	return nil
+}
+
+// addPeers takes every machine that is no egress as a peer.
+func (p *plan) addPeers() error {
+	for i, m := range p.snapshot.Machines {
+		if m.Role == string(RoleEgress) {
+			continue
+		}
+		peer, err := peerOf(m, uint32(i+1))
+		if err != nil {
+			return err
+		}
+		p.peers[m.Name] = &peer
+		p.order = append(p.order, m.Name)
+	}
+	return nil
+}
+
+func (p *plan) peerList() []tunnel.Peer {
+	list := make([]tunnel.Peer, 0, len(p.order))
+	for _, name := range p.order {
+		list = append(list, *p.peers[name])
+	}
+	return list
+}
+
+// addEndpointLocked takes the addresses of an endpoint that this machine owns
+// on a subnet that it serves.
+func (p *plan) addEndpointLocked(ep *api.Endpoint) error {
+	port, served := p.engine.ports[ep.Account+"/"+ep.Subnet]
+	for n, addr := range ep.Addresses {
+		if addr.Owner != p.engine.cfg.Machine || !served {
+			continue
+		}
+		sl, err := p.slotLocked(slotKey{ep.ID, n}, ep, addr, port)
+		if err != nil {
+			return err
+		}
+		for _, a := range []packet.Addr{sl.v4, sl.v6} {
+			if a != (packet.Addr{}) {
+				p.view.outside[a] = sl
+			}
+		}
+		if err := p.delegate(sl, addr.Prefixes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// slotLocked is the slot that serves addr: the one there is, one that was
+// retired a moment ago, or a new one.
+func (p *plan) slotLocked(key slotKey, ep *api.Endpoint, addr api.EndpointAddress, port uint32) (*slot, error) {
+	sl := p.engine.slots[key]
+	if sl == nil || !sl.serves(addr, port) {
+		if sl = p.engine.reviveLocked(key, addr, port); sl != nil {
+			p.revived = append(p.revived, sl)
+		}
+	}
+	if sl == nil {
+		var err error
+		if sl, err = p.engine.newSlot(key, ep, addr, port); err != nil {
+			return nil, err
+		}
+		p.made = append(p.made, sl)
+	}
+	p.slots[key] = sl
+	return sl, nil
+}
+
+// delegate lends prefixes of a slot to peers.
+func (p *plan) delegate(sl *slot, prefixes []api.Delegation) error {
+	bases := taskBases(prefixes)
+	for i, d := range prefixes {
+		peer := p.peers[d.Machine]
+		if peer == nil {
+			return fmt.Errorf("endpoint %s lends %v to %q, which is no known machine", sl.key.endpoint, d.Prefix, d.Machine)
+		}
+		peer.AllowedIPs = append(peer.AllowedIPs, d.Prefix)
+		r := rangeOf(d.Prefix)
+		gateway := next(r.first)
+		if r.first == r.last { // a stock client: its only address is its own
+			gateway = p.view.gatewayFor(p.snapshot.InnerPools, d.Prefix)
+		}
+		p.view.delegations = append(p.view.delegations, delegation{
+			addrRange: r, gateway: gateway, base: bases[i], peer: peer.ID, machine: d.Machine, slot: sl,
+		})
+	}
+	return nil
+}
+
+// checkDelegations sorts the prefixes and refuses those that overlap.
+func (p *plan) checkDelegations() error {
+	ds := p.view.delegations
+	sortDelegations(ds)
+	for i := 1; i < len(ds); i++ {
+		if ds[i].contains(ds[i-1].last) {
+			return fmt.Errorf("inner prefixes of %q and %q overlap", ds[i-1].machine, ds[i].machine)
+		}
+	}
 	return nil
 }
 
@@ -295,227 +347,4 @@ func (v *egressView) gatewayFor(pools []netip.Prefix, client netip.Prefix) packe
 		}
 	}
 	return packet.Addr{}
-}
-
-// retiredSlot is a slot that is no longer served. Workers may hold the view
-// that has it for the length of one batch, so its table stays open a while.
-type retiredSlot struct {
-	slot *slot
-	at   clock.Mono
-}
-
-// retireAfter is far longer than any batch takes.
-const retireAfter = 10 * time.Second
-
-// retireLocked ends slots that are no longer served.
-func (e *Engine) retireLocked(old map[slotKey]*slot) {
-	for key, sl := range old {
-		if e.slots[key] != sl {
-			e.retired = append(e.retired, retiredSlot{sl, e.clock.Mono()})
-			if l := sl.log.Load(); l != nil && !e.servedLocked(key.endpoint) {
-				e.cfg.FlowLog.RemoveEndpoint(l)
-			}
-			e.log.Info("endpoint address is no longer served", "endpoint", key.endpoint, "index", key.index)
-		}
-	}
-}
-
-// servedLocked reports whether any address of an endpoint is served.
-func (e *Engine) servedLocked(endpoint string) bool {
-	for key := range e.slots {
-		if key.endpoint == endpoint {
-			return true
-		}
-	}
-	return false
-}
-
-// reviveLocked takes back a slot that was retired a moment ago.
-func (e *Engine) reviveLocked(key slotKey, addr api.EndpointAddress, port uint32) *slot {
-	for i, r := range e.retired {
-		if r.slot.key == key && r.slot.serves(addr, port) {
-			e.retired = slices.Delete(e.retired, i, i+1)
-			return r.slot
-		}
-	}
-	return nil
-}
-
-// closeRetired ends tables that no worker can hold any more, and their files.
-func (e *Engine) closeRetired(now clock.Mono) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.retired = slices.DeleteFunc(e.retired, func(r retiredSlot) bool {
-		if now.Sub(r.at) < retireAfter {
-			return false
-		}
-		err := r.slot.close()
-		if r.slot.path != "" {
-			err = errors.Join(err, os.Remove(r.slot.path))
-		}
-		if err != nil {
-			e.log.Warn("flow table of an endpoint that has gone", "endpoint", r.slot.key.endpoint, "err", err)
-		}
-		return true
-	})
-}
-
-// serves reports whether s already is what addr asks for.
-func (s *slot) serves(addr api.EndpointAddress, port uint32) bool {
-	return s.port == port && s.v4 == addrOrZero(addr.V4) && s.v6 == addrOrZero(addr.V6)
-}
-
-func addrOrZero(a netip.Addr) packet.Addr {
-	if !a.IsValid() {
-		return packet.Addr{}
-	}
-	return packet.AddrFrom(a)
-}
-
-// newSlot makes the state of one endpoint address.
-func (e *Engine) newSlot(key slotKey, ep *api.Endpoint, addr api.EndpointAddress, port uint32) (*slot, error) {
-	if len(ep.Secret) != 32 {
-		return nil, fmt.Errorf("endpoint %s: its secret has %d bytes, want 32", ep.ID, len(ep.Secret))
-	}
-	s := &slot{
-		key: key, v4: addrOrZero(addr.V4), v6: addrOrZero(addr.V6),
-		port: port, mtu: e.cfg.MTU, limits: newLimits(e.cfg.NewFlowsPerTask),
-	}
-	now := e.clock.Mono()
-	s.looseUntil = now.Add(e.cfg.LoosePickup)
-	cfg := e.tableConfig(fmt.Sprintf("%s-%d-%x", ep.ID, key.index, low32(s.v4)+low32(s.v6)), s)
-	s.path = cfg.Path
-	table, err := e.openTable(cfg, now)
-	if err != nil {
-		return nil, fmt.Errorf("flow table of endpoint %s: %w", ep.ID, err)
-	}
-	s.table = table
-	nc := nat.Config{Table: table, Secret: [32]byte(ep.Secret), V4: addr.V4, V6: addr.V6}
-	for _, p := range e.cfg.ReservedPorts {
-		nc.Reserved = append(nc.Reserved, nat.PortRange{First: p, Last: p})
-	}
-	if ep.UDPMapping == "independent" {
-		nc.UDP = nat.Independent
-	}
-	if s.mapper, err = nat.New(nc); err != nil {
-		return nil, errors.Join(fmt.Errorf("endpoint %s: %w", ep.ID, err), table.Close())
-	}
-	return s, nil
-}
-
-// tableConfig is the flow table of an endpoint address, or of the host if s
-// is nil.
-func (e *Engine) tableConfig(name string, s *slot) flowtable.Config {
-	cfg := flowtable.Config{
-		MaxFlows:           e.cfg.MaxFlows,
-		MaxFlowsPerTask:    e.cfg.MaxFlowsPerTask,
-		MaxHalfOpenPerTask: e.cfg.MaxHalfOpen,
-		Timeouts:           e.cfg.Timeouts,
-	}
-	if e.cfg.TableDir != "" {
-		cfg.Path = filepath.Join(e.cfg.TableDir, strings.ReplaceAll(name, "/", "-")+".flows")
-	}
-	if s == nil {
-		cfg.Mode = flowtable.Liberal
-	} else {
-		cfg.LoosePickup = s.looseUntil
-		cfg.OnRemove = func(f *flowtable.Entry) {
-			if s.mapper != nil { // nil while the table is being opened
-				s.mapper.Released(f)
-				e.logEnd(s, f)
-			}
-		}
-	}
-	return cfg
-}
-
-// openTable opens a flow table. A file of another size or layout, as after a
-// change of MaxFlows or an upgrade, is put away: its flows are lost, which the
-// log tells.
-func (e *Engine) openTable(cfg flowtable.Config, now clock.Mono) (*flowtable.Table, error) {
-	t, err := flowtable.Open(cfg, now)
-	if errors.Is(err, flowtable.ErrLayout) && cfg.Path != "" {
-		e.log.Warn("a flow table is begun anew, its flows are lost", "path", cfg.Path, "why", err)
-		if err := os.Remove(cfg.Path); err != nil {
-			return nil, err
-		}
-		return flowtable.Open(cfg, now)
-	}
-	return t, err
-}
-
-// compilePolicies compiles one policy per endpoint.
-func compilePolicies(s *api.Snapshot) (map[string]*policy.Set, error) {
-	groups := make(map[string]api.SecurityGroup)
-	for _, g := range s.SecurityGroups {
-		groups[g.Account+"/"+g.Name] = g
-	}
-	sets := make(map[string]*policy.Set)
-	for _, ep := range s.Endpoints {
-		in := policy.Input{Version: uint32(s.Stamp.Revision)}
-		for _, name := range ep.SecurityGroups {
-			g, ok := groups[ep.Account+"/"+name]
-			if !ok {
-				return nil, fmt.Errorf("endpoint %s names security group %q, which does not exist", ep.ID, name)
-			}
-			in.Groups = append(in.Groups, g)
-		}
-		for _, l := range s.PrefixLists {
-			if l.Account == ep.Account {
-				in.Lists = append(in.Lists, l)
-			}
-		}
-		account := ep.Account
-		in.Members = func(group string) []netip.Prefix { return membersOf(s, account, group) }
-		set, err := policy.Compile(in)
-		if err != nil {
-			return nil, fmt.Errorf("endpoint %s: %w", ep.ID, err)
-		}
-		sets[ep.ID] = set
-	}
-	return sets, nil
-}
-
-// membersOf is the private addresses of the endpoints in a group.
-func membersOf(s *api.Snapshot, account, group string) []netip.Prefix {
-	var out []netip.Prefix
-	for _, ep := range s.Endpoints {
-		if ep.Account != account {
-			continue
-		}
-		for _, name := range ep.SecurityGroups {
-			if name != group {
-				continue
-			}
-			for _, a := range ep.Addresses {
-				for _, ip := range []netip.Addr{a.V4, a.V6} {
-					if ip.IsValid() {
-						out = append(out, netip.PrefixFrom(ip, ip.BitLen()))
-					}
-				}
-			}
-		}
-	}
-	return out
-}
-
-// closeTables ends what Run opened.
-func (e *Engine) closeTables() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	var errs []error
-	for sl := range maps.Values(e.slots) {
-		errs = append(errs, sl.close())
-	}
-	for _, r := range e.retired {
-		errs = append(errs, r.slot.close())
-	}
-	if e.flows != nil {
-		errs = append(errs, e.flows.Close())
-	}
-	e.slots, e.retired, e.flows = nil, nil, nil
-	e.group = nil
-	e.host.Store(&hostView{})
-	e.egress.Store(&egressView{})
-	return errors.Join(errs...)
 }

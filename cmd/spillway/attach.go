@@ -107,10 +107,7 @@ func taskCommand() *cli.Command {
 			Description: "Example:\n   spillway task list --json",
 			Flags:       []cli.Flag{apiFlag(), jsonFlag()},
 			Action: func(c *cli.Context) error {
-				if err := noArgs(c); err != nil {
-					return err
-				}
-				cl, err := client(c)
+				cl, err := connect(c)
 				if err != nil {
 					return err
 				}

@@ -51,6 +51,14 @@ func client(c *cli.Context) (*api.Client, error) {
 	return cl, nil
 }
 
+// connect returns the client of a verb that takes no arguments.
+func connect(c *cli.Context) (*api.Client, error) {
+	if err := noArgs(c); err != nil {
+		return nil, err
+	}
+	return client(c)
+}
+
 // noArgs refuses arguments where none are expected.
 func noArgs(c *cli.Context) error {
 	if c.Args().Present() {

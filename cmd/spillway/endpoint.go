@@ -16,10 +16,7 @@ func endpointCommand() *cli.Command {
 				"to create or delete.\n\nExample:\n   spillway endpoint list",
 			Flags: []cli.Flag{apiFlag(), jsonFlag()},
 			Action: func(c *cli.Context) error {
-				if err := noArgs(c); err != nil {
-					return err
-				}
-				cl, err := client(c)
+				cl, err := connect(c)
 				if err != nil {
 					return err
 				}

@@ -22,10 +22,7 @@ func flowsCommand() *cli.Command {
 			&cli.BoolFlag{Name: "follow", Usage: "go on with new flows and refusals"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
-				return err
-			}
-			cl, err := client(c)
+			cl, err := connect(c)
 			if err != nil {
 				return err
 			}

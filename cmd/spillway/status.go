@@ -22,10 +22,7 @@ func statusCommand() *cli.Command {
 			&cli.DurationFlag{Name: "timeout", Value: 30 * time.Second, Usage: "how long --wait waits"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
-				return err
-			}
-			cl, err := client(c)
+			cl, err := connect(c)
 			if err != nil {
 				return err
 			}
@@ -92,10 +89,7 @@ func reloadCommand() *cli.Command {
 			"Example:\n   spillway reload",
 		Flags: []cli.Flag{apiFlag()},
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
-				return err
-			}
-			cl, err := client(c)
+			cl, err := connect(c)
 			if err != nil {
 				return err
 			}

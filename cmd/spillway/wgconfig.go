@@ -33,10 +33,7 @@ func wgConfigCommand() *cli.Command {
 			&cli.BoolFlag{Name: "remove", Usage: "take the access of --name away"},
 		},
 		Action: func(c *cli.Context) error {
-			if err := noArgs(c); err != nil {
-				return err
-			}
-			cl, err := client(c)
+			cl, err := connect(c)
 			if err != nil {
 				return err
 			}
