@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -46,12 +47,18 @@ func upCommand() *cli.Command {
 	}
 }
 
-// gcPercent is how far a role's Go heap may grow between two collections, in
-// percent. Packets under way lie in buffers of 64 KB of which hardly a page is
-// used: to the collector they are a large heap, and with the usual 100 % the
-// garbage could grow as large. The flow tables are mapped and do not count. A
-// memory limit would not do: it counts the unused pages too.
-const gcPercent = 20
+// How a role's Go heap is collected. Packets under way lie in pooled buffers of
+// 64 KB of which hardly a page is used: to the collector they are a large heap,
+// and with the usual 100 % the garbage between two collections could grow as
+// large, for real. But 20 % of a heap that is still small is so little that
+// one collection would follow the other, each emptying the pools: so ballast,
+// memory that is never touched and costs none, makes the heap look larger. A
+// memory limit would not do: it counts the unused pages. Flow tables are
+// mapped and do not count.
+const (
+	gcPercent = 20
+	ballast   = 64 << 20 // bytes
+)
 
 func roleCommand(name string) *cli.Command {
 	what := map[string]string{
@@ -74,6 +81,8 @@ func roleCommand(name string) *cli.Command {
 			}
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(gcPercent)
+				weight := make([]byte, ballast)
+				defer runtime.KeepAlive(weight)
 			}
 			cfg := machine.RoleConfig{Path: c.String("config"), Logger: log}
 			if name == string(engine.RoleHost) {
