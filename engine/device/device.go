@@ -117,10 +117,6 @@ type TUNConfig struct {
 	// Owner and Group are the user and group that may open the interface
 	// without CAP_NET_ADMIN (TUNSETOWNER, TUNSETGROUP). nil means nobody.
 	Owner, Group *uint32
-	// QueueLen is how many packets the kernel keeps for us before it drops, in
-	// 1..65536 (the interface's txqueuelen). 0 means leave it: 500 on a new
-	// interface, which a burst of small packets overruns.
-	QueueLen int
 }
 
 // PortStats counts what one port did since it was added. Packets are reads and

@@ -25,7 +25,7 @@ func BenchmarkDrain(b *testing.B) {
 		b.Run(tt.name, func(b *testing.B) {
 			s := newSpace(b)
 			g := newGroup(b, Config{})
-			add(b, g, 1, s.tun(TUNConfig{Name: "spill0", QueueLen: 1000}, 1))
+			add(b, g, 1, s.tun(TUNConfig{Name: "spill0"}, 1))
 			var conn net.PacketConn
 			var err error
 			s.do(func() { conn, err = net.ListenPacket("udp4", "10.9.0.1:0") })

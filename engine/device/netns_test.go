@@ -19,7 +19,7 @@ import (
 
 func TestPersistentTUNComesBack(t *testing.T) {
 	s := newSpace(t)
-	c := TUNConfig{Name: "keep0", Persistence: Persistent, QueueLen: 1000}
+	c := TUNConfig{Name: "keep0", Persistence: Persistent}
 	first := s.tun(c, 1)
 	if _, err := s.open(c); !errors.Is(err, ErrBusy) {
 		t.Errorf("a second open: %v, want ErrBusy", err)
@@ -130,7 +130,7 @@ func TestOffloadsAsAsked(t *testing.T) {
 
 func TestOpenTUNErrors(t *testing.T) {
 	s := newSpace(t)
-	for _, c := range []TUNConfig{{}, {Name: "a/b"}, {Name: "sixteen-bytes-xx"}, {Name: "x", QueueLen: -1}, {Name: "x", Offload: 9}} {
+	for _, c := range []TUNConfig{{}, {Name: "a/b"}, {Name: "sixteen-bytes-xx"}, {Name: "x", Offload: 9}} {
 		if tun, err := s.open(c); err == nil {
 			tun.Close()
 			t.Errorf("%+v was accepted", c)

@@ -68,8 +68,6 @@ func (c *TUNConfig) check() error {
 	switch {
 	case c.Name == "" || len(c.Name) >= unix.IFNAMSIZ || strings.ContainsAny(c.Name, "/ \t\n\x00"):
 		return errors.New("an interface name has 1 to 15 bytes, no space and no slash")
-	case c.QueueLen < 0 || c.QueueLen > 65536:
-		return fmt.Errorf("queue length %d is not in 0..65536", c.QueueLen)
 	case c.Offload > OffloadNone || c.Persistence > Persistent:
 		return errors.New("unknown Offload or Persistence")
 	}
@@ -116,11 +114,6 @@ func (c *TUNConfig) attach(fd int) (*TUN, error) {
 		}
 		if err := unix.IoctlSetInt(fd, s.req, int(*s.id)); err != nil {
 			return nil, fmt.Errorf("set owner: %w", err)
-		}
-	}
-	if c.QueueLen > 0 {
-		if err := setQueueLen(ifr.Name(), c.QueueLen); err != nil {
-			return nil, fmt.Errorf("set queue length: %w", err)
 		}
 	}
 	t, err := newTUN(fd, ifr.Name(), true, c.Offload)
@@ -279,22 +272,6 @@ func ioctlIfreq(fd int, req uintptr, ifr *unix.Ifreq) error {
 		return errno
 	}
 	return nil
-}
-
-// setQueueLen sets the interface's txqueuelen, which for a TUN is the number
-// of packets that wait for us.
-func setQueueLen(name string, n int) error {
-	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	ifr.SetUint32(uint32(n))
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	return ioctlIfreq(s, unix.SIOCSIFTXQLEN, ifr)
 }
 
 // fdRef is a descriptor that is closed by the last of its users, so that
