@@ -8,8 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/fe919326/spillway/internal/hostnet"
 	"github.com/fe919326/spillway/internal/lab/netlab"
 	"github.com/fe919326/spillway/internal/lab/servers"
 	"github.com/fe919326/spillway/internal/lab/spill"
@@ -138,17 +140,30 @@ func (s *stage) tearDown() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 20*time.Second)
 	defer cancel()
 	var errs []error
+	var pids []int
+	stop := func(n *spill.Node) {
+		ids, err := n.PIDs(ctx)
+		pids = append(pids, ids...)
+		errs = append(errs, err, n.Stop())
+	}
 	if s.host != nil && s.host.Started() {
 		for _, id := range s.ids {
 			if _, err := s.host.Run(ctx, "detach", id); err != nil {
 				errs = append(errs, err)
 			}
 		}
-		errs = append(errs, s.leftInTasks())
-		errs = append(errs, s.host.Stop())
+		stop(s.host)
 	}
 	if s.egress != nil && s.egress.Started() {
-		errs = append(errs, s.egress.Stop(), s.leftOnEgress())
+		stop(s.egress)
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			errs = append(errs, fmt.Errorf("process %d is left", pid))
+		}
+	}
+	for _, b := range append([]*netlab.Box{s.lab.Host, s.lab.Egress[0]}, s.lab.Tasks...) {
+		errs = append(errs, left(b))
 	}
 	if s.servers != nil {
 		s.servers.Close()
@@ -157,42 +172,11 @@ func (s *stage) tearDown() {
 	s.check("clean tear-down", errors.Join(errs...), "no interface, rule, route, guard or process is left")
 }
 
-// leftInTasks looks for what detach should have removed.
-func (s *stage) leftInTasks() error {
-	var left []string
-	for _, t := range s.lab.Tasks {
-		links, err := t.Conn.Links()
-		if err != nil {
-			return err
-		}
-		for _, l := range links {
-			if l.Name == "spill0" {
-				left = append(left, t.Name+": interface "+l.Name)
-			}
-		}
-		routes, err := t.Conn.Routes(5350)
-		if err != nil {
-			return err
-		}
-		for _, r := range routes {
-			left = append(left, fmt.Sprintf("%s: route to %v", t.Name, r.Dst))
-		}
+// left fails if cleaning a box up finds anything of spillway's in it.
+func left(b *netlab.Box) error {
+	found, err := hostnet.Cleanup(b.NS)
+	if len(found) > 0 {
+		err = errors.Join(err, fmt.Errorf("left in %s: %s", b.Name, strings.Join(found, ", ")))
 	}
-	if left != nil {
-		return errors.New("left behind: " + strings.Join(left, ", "))
-	}
-	return nil
-}
-
-func (s *stage) leftOnEgress() error {
-	links, err := s.lab.Egress[0].Conn.Links()
-	if err != nil {
-		return err
-	}
-	for _, l := range links {
-		if strings.HasPrefix(l.Name, "sw-") {
-			return fmt.Errorf("left behind on the egress: interface %s", l.Name)
-		}
-	}
-	return nil
+	return err
 }

@@ -218,14 +218,15 @@ func (s *stage) unsolicited() {
 		ctx, cancel := context.WithTimeout(s.ctx, 700*time.Millisecond)
 		c, err := srv.Dial(ctx, "tcp", port(s.outside, p))
 		cancel()
+		var silence net.Error
 		switch {
 		case err == nil:
 			c.Close()
 			err = fmt.Errorf("%v:%d accepts connections", s.outside, p)
-		case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH):
-			err = fmt.Errorf("%v:%d answers: %w", s.outside, p, err)
-		default:
+		case errors.As(err, &silence) && silence.Timeout():
 			err = nil
+		default:
+			err = fmt.Errorf("%v:%d: %w, want silence", s.outside, p, err)
 		}
 		s.check(fmt.Sprintf("TCP to the endpoint, port %d", p), err, "no answer at all")
 	}
@@ -371,6 +372,17 @@ func (s *stage) killed() {
 		s.check("engine killed", err, "")
 		return
 	}
+	// The capture must be seen to work before its silence means anything.
+	ctx, cancel := context.WithTimeout(s.ctx, 400*time.Millisecond)
+	if c, err := s.lab.Prov.Dial(ctx, "tcp", port(t.Addr4, 8080)); err == nil {
+		c.Close() // nobody listens any more: to be refused is enough
+	}
+	cancel()
+	control := netlab.Match{Dst: netip.PrefixFrom(t.Addr4, t.Addr4.BitLen()), IP: true}
+	if err := capture.Wait(control, 1, time.Second); err != nil {
+		s.check("nothing leaves by the primary", fmt.Errorf("the capture does not even see what comes in: %w", err), "")
+		return
+	}
 	tries := 0
 	for _, a := range []netip.Addr{s.lab.Servers[0].Addr4, s.lab.Servers[0].Addr6, netlab.Client4, netlab.Client6} {
 		for _, network := range []string{"tcp", "udp"} {
@@ -391,7 +403,8 @@ func (s *stage) killed() {
 	err = nil
 	// What the host's end of the primary receives, the task has sent.
 	for _, a := range []netip.Addr{s.lab.Servers[0].Addr4, s.lab.Servers[0].Addr6, netlab.Client4, netlab.Client6} {
-		if n := capture.Count(netlab.Match{Dst: netip.PrefixFrom(a, a.BitLen()), IP: true}); n > 0 {
+		// By port: the task's answer to the control is no leak.
+		if n := capture.Count(netlab.Match{Dst: netip.PrefixFrom(a, a.BitLen()), Port: servers.EchoPort, IP: true}); n > 0 {
 			err = errors.Join(err, fmt.Errorf("%d packets to %v left in clear", n, a))
 		}
 	}
